@@ -1,0 +1,143 @@
+"""The ASGI application: backend endpoints straight to the pipeline, everything else by Starlette."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from . import openapi, pipeline, routes
+from .connection import Connection
+from .dialects import Endpoint
+from .errors import GatewayError, HeadersTooLarge, MethodNotAllowed, NotFound, PluginFault, envelope
+from .exchange import Exchange, header
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from .gateway import Gateway, Route
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""Request ids of clients that are taken over; any other is replaced."""
+
+
+def build_app(gateway: Gateway) -> ASGIApp:
+    """The whole application, wrapped by whatever plugins wrap it with."""
+    return gateway.hooks.asgi_wrapper(App(gateway))
+
+
+class App:
+    """Finds the endpoint by its path in one look-up; the rest of the paths are Starlette's."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._endpoints = gateway.endpoints
+        self._limit = gateway.config.server.max_header_bytes
+        self._starlette = _starlette(gateway)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._starlette(scope, receive, send)
+            return
+        scope["headrace.id"] = request_id(scope)
+        endpoint = self._endpoints.get(scope["path"])
+        connection = Connection(scope, receive, send)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > self._limit:
+            error = HeadersTooLarge(f"The request's headers are larger than {self._limit} bytes.")
+            await _refuse(error, endpoint, connection)
+        elif endpoint is None:
+            await self._starlette(scope, receive, _with_id(send, scope["headrace.id"]))
+        elif scope["method"] != "POST":
+            await _refuse(_post_only(scope), endpoint, connection)
+        else:
+            exchange = Exchange(id=scope["headrace.id"], endpoint=endpoint, scope=scope)
+            await pipeline.answer(exchange, self._gateway, connection)
+
+
+def request_id(scope: Any) -> str:
+    """The client's `X-Request-ID` if it is a plain token, else a new one."""
+    given = header(scope["headers"], b"x-request-id")
+    return given if given and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _post_only(scope: Any) -> MethodNotAllowed:
+    return MethodNotAllowed(f"{scope['path']} answers POST, not {scope['method']}.", headers={"Allow": "POST, OPTIONS"})
+
+
+async def _refuse(error: GatewayError, endpoint: Endpoint | None, connection: Connection) -> None:
+    response = error_response(error, endpoint.dialect.error_body(error) if endpoint else None)
+    headers = [*response.raw_headers, (b"x-request-id", connection.scope["headrace.id"].encode())]
+    await connection.start(response.status_code, headers)
+    await connection.end(bytes(response.body))
+
+
+def error_response(error: GatewayError, body: bytes | None = None) -> Response:
+    """A GatewayError as a Starlette response, in the OpenAI envelope unless `body` says it otherwise."""
+    return Response(body or envelope(error), error.status, error.headers, "application/json")
+
+
+def _with_id(send: Send, identifier: str) -> Send:
+    async def send_with_id(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", identifier.encode())]
+        await send(message)
+
+    return send_with_id
+
+
+def _starlette(gateway: Gateway) -> Starlette:
+    own = [
+        *routes.core_routes(gateway),
+        *(openapi.docs_routes(gateway) if gateway.config.server.docs else ()),
+    ]
+    return Starlette(
+        routes=[_route(route, gateway) for route in (*own, *gateway.routes)],
+        exception_handlers={
+            GatewayError: _on_gateway_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_exception,
+        },
+    )
+
+
+def _route(route: Route, gateway: Gateway) -> StarletteRoute:
+    return StarletteRoute(route.path, _guarded(route, gateway), methods=list(route.methods))
+
+
+def _guarded(route: Route, gateway: Gateway) -> Callable[[Request], Awaitable[Response]]:
+    if route.require == "public":
+        return route.handler
+
+    async def guarded(request: Request) -> Response:
+        await routes.require(request, gateway, route.require)
+        return await route.handler(request)
+
+    return guarded
+
+
+async def _on_gateway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    if error.status_code == 404:
+        return error_response(NotFound(f"There is nothing at {path}."))
+    if error.status_code == 405:
+        allow = dict(error.headers or {})
+        return error_response(MethodNotAllowed(f"{path} does not answer {request.method}.", headers=allow))
+    return error_response(GatewayError(error.detail, status=error.status_code))
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    fault = PluginFault("headrace", request.url.path, error)
+    return error_response(fault)

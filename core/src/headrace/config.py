@@ -1,0 +1,152 @@
+"""The configuration's shape: TOML tables as frozen Structs. `settings.py` reads files into them.
+
+Every key's documentation is the string below it; `docs/reference/configuration.md` is generated from these.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Secret:
+    """A value that never shows itself: `str()`, `repr()` and every dump print `***`. `reveal()` gives it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret('***')" if self._value else "Secret('')"
+
+    __str__ = __repr__
+
+
+class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of every configuration table, core's and plugins': frozen, and unknown keys are errors."""
+
+
+class TargetTimeouts(Strict, frozen=True):
+    """How long a backend may be silent, in seconds."""
+
+    connect: Positive = 5.0
+    """To open the connection, TLS included."""
+    first_byte: Positive = 600.0
+    """From sending the request to the first byte of the answer's body; for a reply that is not streamed
+    this is the whole generation."""
+    idle: Positive = 120.0
+    """Between two chunks of a stream."""
+
+
+class BackendConfig(Strict, frozen=True):
+    """A backend: which provider plugin speaks to it, where it is, and with which key."""
+
+    provider: str
+    """The provider plugin's name, `openai` for any OpenAI-compatible server."""
+    base_url: str = ""
+    """Where the server is. Each provider says what may be left out."""
+    model: str | None = None
+    """The model's name at the backend; left out, the name the client asked for is sent on."""
+    api_key: Secret | None = None
+    """Sent as `Authorization: Bearer …`; the client's own key never goes upstream."""
+    headers: dict[str, str] = {}
+    """Extra request headers for this backend."""
+    weight: Count = 1
+    """Share of the traffic, for routing policies that weigh."""
+    timeouts: TargetTimeouts = TargetTimeouts()
+    """Connect, first-byte and idle limits."""
+    max_connections: Count = 1024
+    """Size of the connection pool to this backend; requests beyond it wait for `timeouts.connect`."""
+    verify: bool | str = True
+    """TLS verification: true, the path of a CA bundle, or false (never do that beyond a test)."""
+    proxy: str | None = None
+    """An HTTP proxy to go through. Proxy variables of the environment are ignored."""
+    options: dict[str, Any] = {}
+    """Settings only this provider knows; see its README."""
+
+
+class ModelConfig(Strict, frozen=True):
+    """A model that clients can ask for, and the backends that serve it."""
+
+    targets: list[str | BackendConfig] = []
+    """Backends in order of preference: names of `[backends.NAME]` tables, or whole tables."""
+    fallback: list[str] = []
+    """More backends, asked when `targets` have failed and `use_fallback` is true."""
+    use_fallback: bool = True
+    """Whether `fallback` is used at all."""
+    policy: str = "in_order"
+    """The routing policy that orders the targets; core has `in_order`, plugins bring others."""
+    delivery: Literal["auto", "inline", "offload"] | None = None
+    """Overrides `server.delivery` for this model."""
+    aliases: list[str] = []
+    """Other names clients may use for it."""
+
+
+class HealthConfig(Strict, frozen=True):
+    """How `/health/ready` finds out whether backends answer."""
+
+    interval: Positive = 10.0
+    """A check's result is used for this many seconds."""
+    timeout: Positive = 5.0
+    """A check that takes longer has failed."""
+
+
+class ServerConfig(Strict, frozen=True):
+    """Where the core listens and what it accepts."""
+
+    listen: str = "127.0.0.1:8080"
+    """`HOST:PORT`, or `unix:PATH`. Behind nginx the core listens on a unix socket in `state_dir` as well."""
+    state_dir: str = ".headrace"
+    """Where keys, certificates, logs and sockets are kept; relative to the working directory."""
+    anonymous: bool = False
+    """Answer requests that no plugin could authenticate."""
+    delivery: Literal["auto", "inline", "offload"] = "auto"
+    """Who moves the reply's bytes; `auto` decides request by request."""
+    max_body_bytes: Count = 33_554_432
+    """The largest request body; a larger one is answered 413."""
+    max_header_bytes: Count = 32_768
+    """The largest request head, names and values together; a larger one is answered 431."""
+    body_timeout: Positive = 60.0
+    """Seconds a client may take to send its body."""
+    startup_timeout: Positive = 30.0
+    """Seconds one plugin may take to be imported, to be made, or to enter its lifespan."""
+    shutdown_timeout: Positive = 30.0
+    """Seconds that open requests get to finish when the gateway stops."""
+    trace_errors: bool = False
+    """Log a traceback with an unexpected failure of a plugin."""
+    docs: bool = True
+    """Serve `/docs` and `/openapi.json`."""
+
+
+class Config(Strict, frozen=True):
+    """The whole file, but for `[plugins.NAME]`, which each plugin's own Struct describes."""
+
+    server: ServerConfig = ServerConfig()
+    """Where the core listens and what it accepts."""
+    backends: dict[str, BackendConfig] = {}
+    """Backends by name, for models to refer to."""
+    models: dict[str, ModelConfig] = {}
+    """Models by the name clients ask for."""
+    health: HealthConfig = HealthConfig()
+    """How readiness is found out."""
+    order: dict[str, list[str]] = {}
+    """Per hook, the plugins that come first, in this order; the rest follow in file order."""
+    plugins: dict[str, dict[str, Any]] = {}
+    """One table per plugin, in the order in which their hooks are called. `enabled = false` parks one."""

@@ -1,0 +1,123 @@
+"""The client's side of an exchange: its body, its departure, and the answer on its way out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from .errors import InvalidRequest, PayloadTooLarge, RequestTimeout
+from .exchange import Headers
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its body was complete."""
+
+
+class Connection:
+    """Wraps ASGI's receive and send for one request.
+
+    `status` is that of the head that went out, None while none has; `bytes_sent` counts body bytes.
+    """
+
+    __slots__ = ("_receive", "_send", "_task", "_watch", "bytes_sent", "left", "scope", "status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._task: asyncio.Task[Any] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.left = False
+        self.status: int | None = None
+        self.bytes_sent = 0
+
+    async def read_body(self, limit: int, timeout: float) -> bytes:
+        """The whole request body.
+
+        Raises:
+            PayloadTooLarge: more than `limit` bytes, declared or sent.
+            RequestTimeout: not complete after `timeout` seconds.
+            ClientLeft: the client closed the connection.
+        """
+        declared = self._declared_length()
+        if declared is not None and declared > limit:
+            raise _too_large(limit)
+        message = await self._next_message(timeout)
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > limit:
+                raise _too_large(limit)
+            return body
+        return await self._read_rest(message, limit, timeout)
+
+    async def _read_rest(self, message: Any, limit: int, timeout: float) -> bytes:
+        parts, size = [message.get("body", b"")], len(message.get("body", b""))
+        deadline = asyncio.get_running_loop().time() + timeout
+        while message.get("more_body"):
+            message = await self._next_message(deadline - asyncio.get_running_loop().time())
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+        return b"".join(parts)
+
+    async def _next_message(self, timeout: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout(
+                "The request's body did not arrive in time.", headers={"Connection": "close"}
+            ) from None
+        if message["type"] == "http.disconnect":
+            self.left = True
+            raise ClientLeft
+        return message
+
+    def _declared_length(self) -> int | None:
+        for name, value in self.scope["headers"]:
+            if name == b"content-length":
+                if not value.isdigit():
+                    raise InvalidRequest("The Content-Length header is not a number.")
+                return int(value)
+        return None
+
+    def watch(self) -> None:
+        """From now on, cancel the current task when the client leaves."""
+        self._task = asyncio.current_task()
+        self._watch = asyncio.create_task(self._wait_for_departure())
+
+    def unwatch(self) -> None:
+        """The client's departure no longer matters."""
+        self._task = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    async def _wait_for_departure(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._task is not None:
+            self.left = True
+            self._task.cancel()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, chunk: bytes) -> None:
+        self.bytes_sent += len(chunk)
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end(self, chunk: bytes = b"") -> None:
+        self.bytes_sent += len(chunk)
+        await self._send({"type": "http.response.body", "body": chunk})
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The body is larger than {limit} bytes (server.max_body_bytes).", headers={"Connection": "close"}
+    )

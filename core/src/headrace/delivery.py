@@ -1,0 +1,142 @@
+"""Choose who moves a reply's bytes, and move them here when it is us.
+
+`offload` hands the request to nginx, which streams the reply past Python; `inline` streams it from here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .connection import Connection
+from .errors import GatewayError, UpstreamError
+from .exchange import DeliveryName, Exchange, Headers, Reply
+from .hooks import Hooks
+from .streaming import Taps
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+TAIL_CHUNKS = 8
+"""How many of the last chunks are kept to see whether a stream was complete and what it used."""
+
+NOT_OURS = frozenset(
+    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"upgrade")
+    + (b"transfer-encoding", b"content-length", b"date", b"server", b"set-cookie", b"x-request-id", b"alt-svc")
+    + (b"strict-transport-security", b"www-authenticate")
+)
+"""Response headers of a backend that end here: hop by hop, or the gateway's own to say."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Which delivery, and why: the words appear in the log line and in `headrace explain`."""
+
+    delivery: DeliveryName
+    reason: str
+
+
+def choose(exchange: Exchange, gateway: Gateway) -> Choice:
+    """Decide how the reply to this request will be delivered."""
+    wanted = exchange.model.delivery if exchange.model else gateway.config.server.delivery
+    if wanted == "inline":
+        return Choice("inline", "configured")
+    return Choice("inline", "no front server that can stream for us")
+
+
+class Cut(GatewayError):
+    """The answer ended early, after some of it had reached the client."""
+
+    status, type, code = 502, "upstream_error", "stream_truncated"
+
+
+async def deliver(exchange: Exchange, reply: Reply, hooks: Hooks, connection: Connection) -> None:
+    """Send a reply to the client, whole or as a stream.
+
+    Raises:
+        Cut: the reply broke off. A stream has then been ended with an error event and without `[DONE]`;
+            a reply that is no event stream is left unfinished, so that the connection breaks.
+    """
+    event_stream = reply.is_event_stream
+    taps = _open_taps(exchange, reply, hooks, event_stream)
+    completed = False
+    try:
+        if reply.content is not None:
+            await _send_whole(exchange, reply, reply.content, taps, connection)
+        else:
+            await _send_stream(exchange, reply, hooks, taps, connection, event_stream)
+        completed = True
+    finally:
+        if taps is not None:
+            taps.close(exchange.usage, completed)
+
+
+def _open_taps(exchange: Exchange, reply: Reply, hooks: Hooks, event_stream: bool) -> Taps | None:
+    opened = hooks.open_tap(exchange, reply)
+    if not opened:
+        return None
+    return Taps(opened, lambda plugin, error: hooks.tap_failed(plugin, error, exchange), event_stream)
+
+
+async def _send_whole(
+    exchange: Exchange, reply: Reply, content: bytes, taps: Taps | None, connection: Connection
+) -> None:
+    if taps is not None:
+        taps.feed(content)
+    exchange.first_byte_at = exchange.first_byte_at or time.perf_counter()
+    if reply.ok:
+        exchange.usage = exchange.endpoint.dialect.usage(content)
+    length = (b"content-length", str(len(content)).encode())
+    await connection.start(reply.status, [*head(exchange, reply.headers), length])
+    await connection.end(content)
+
+
+async def _send_stream(
+    exchange: Exchange, reply: Reply, hooks: Hooks, taps: Taps | None, connection: Connection, event_stream: bool
+) -> None:
+    assert reply.stream is not None
+    stream = hooks.wrap_stream(exchange, reply.stream)
+    if taps is not None and taps.watches_bytes:
+        stream = taps.watch(stream)
+    dialect = exchange.endpoint.dialect
+    tail: deque[bytes] = deque(maxlen=TAIL_CHUNKS)
+    await connection.start(reply.status, head(exchange, reply.headers))
+    try:
+        await _pump(exchange, stream, tail, connection)
+        if event_stream and not dialect.is_complete(b"".join(tail)):
+            raise UpstreamError("The backend ended the stream before the answer was complete.")
+    except GatewayError as error:
+        cut = Cut(f"The answer is incomplete. {error.message}", detail=error.detail)
+        if event_stream:
+            await connection.end(dialect.error_event(cut))
+        raise cut from error
+    finally:
+        exchange.usage = dialect.usage(b"".join(tail))
+    await connection.end()
+
+
+async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: deque[bytes], connection: Connection) -> None:
+    """Pass chunks on. Everything in this loop is paid for every chunk of every stream."""
+    try:
+        async for chunk in stream:
+            if not tail:
+                exchange.first_byte_at = time.perf_counter()
+            tail.append(chunk)
+            await connection.send(chunk)
+    finally:
+        close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
+        if close is not None:
+            await close()
+
+
+def head(exchange: Exchange, headers: Headers) -> Headers:
+    """The response headers: the backend's that may pass, the plugins', and the request's id."""
+    kept = [
+        (name, value)
+        for name, value in headers
+        if name not in NOT_OURS and not name.startswith((b"x-accel-", b"access-control-"))
+    ]
+    return [*kept, *exchange.response_headers, (b"x-request-id", exchange.id.encode())]

@@ -1,0 +1,201 @@
+"""What a client speaks: the endpoints of a dialect, what core peeks from a body, and how errors are said.
+
+OpenAI's dialect lives here because core is an OpenAI-compatible gateway; plugins register others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+
+from .errors import GatewayError, InvalidRequest, envelope
+from .exchange import Usage
+
+
+class Peek(msgspec.Struct, kw_only=True):
+    """The fields core needs from every body. Fields not named in a peek are neither decoded nor touched."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    stream: bool | None = None
+
+
+class Message(msgspec.Struct):
+    """One message of a chat; its content stays undecoded."""
+
+    role: str
+
+
+class StreamOptions(msgspec.Struct):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool | None = None
+
+
+class ChatPeek(Peek, kw_only=True):
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CompletionPeek(Peek, kw_only=True):
+    prompt: str | list[str | int | list[int]]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stream_options: StreamOptions | None = None
+
+
+class EmbeddingPeek(Peek, kw_only=True):
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    stream: Literal[False] | None = None
+
+
+class Dialect(Protocol):
+    """How one family of clients is answered."""
+
+    name: str
+
+    def error_body(self, error: GatewayError) -> bytes:
+        """The JSON body of an error answer."""
+        ...
+
+    def error_event(self, error: GatewayError) -> bytes:
+        """The in-band event that tells of an error once a stream has begun, blank line included."""
+        ...
+
+    def is_complete(self, tail: bytes) -> bool:
+        """Whether a stream that ended with these bytes said all it had to say."""
+        ...
+
+    def usage(self, tail: bytes) -> Usage | None:
+        """The token counts in a whole reply, or in the last bytes of a stream."""
+        ...
+
+
+class OpenAIDialect:
+    """https://platform.openai.com/docs/api-reference: `{"error": {...}}`, and the same as an SSE event."""
+
+    name = "openai"
+
+    def error_body(self, error: GatewayError) -> bytes:
+        return envelope(error)
+
+    def error_event(self, error: GatewayError) -> bytes:
+        return b"data: " + envelope(error) + b"\n\n"
+
+    def is_complete(self, tail: bytes) -> bool:
+        """`[DONE]` or a finish reason, and no error event: vLLM sends `[DONE]` after one."""
+        if _ERROR_EVENT.search(tail):
+            return False
+        return tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail) is not None
+
+    def usage(self, tail: bytes) -> Usage | None:
+        at = tail.rfind(b'"usage"')
+        while at >= 0:
+            usage = _read_usage(tail[at + len(b'"usage"') :])
+            if usage is not None:
+                return usage
+            at = tail.rfind(b'"usage"', 0, at)
+        return None
+
+
+_ERROR_EVENT = re.compile(rb'^data:\s*\{\s*"error"\s*:', re.MULTILINE)
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_OBJECT = json.JSONDecoder()
+
+
+def _read_usage(text: bytes) -> Usage | None:
+    """Read the object after a `"usage"` key. Quotes inside a JSON string are escaped, so that key is a real one."""
+    value = text.lstrip(b" \t\n\r:")
+    if not value.startswith(b"{"):
+        return None
+    try:
+        found = _OBJECT.raw_decode(value[:4096].decode("utf-8", "replace"))[0]
+        counts = msgspec.convert(found, _Counts)
+    except (ValueError, msgspec.ValidationError):
+        return None
+    details = counts.prompt_tokens_details
+    return Usage(counts.prompt_tokens, counts.completion_tokens, details.cached_tokens or 0 if details else 0)
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Counts(msgspec.Struct):
+    """https://platform.openai.com/docs/api-reference/chat/object: `usage`. Embeddings have no completion tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class Endpoint:
+    """One path of a dialect that is answered by a backend.
+
+    Args:
+        name: what providers and plugins call it, `chat` for instance.
+        path: the path clients post to.
+        peek: the Struct that is read from the body.
+        dialect: who words the errors.
+        summary: one line for the OpenAPI page.
+    """
+
+    def __init__(self, name: str, path: str, peek: type[Peek], dialect: Dialect, summary: str = "") -> None:
+        self.name = name
+        self.path = path
+        self.dialect = dialect
+        self.peek = peek
+        self.summary = summary
+        self._decoder = msgspec.json.Decoder(peek)
+
+    def read(self, body: bytes) -> Peek:
+        """Peek into a request body.
+
+        Raises:
+            InvalidRequest: not UTF-8, not JSON, a field missing or of the wrong type.
+        """
+        try:
+            body.decode("utf-8")
+            return self._decoder.decode(body)
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"The body is not valid UTF-8 (byte {error.start}).", code="invalid_encoding"
+            ) from error
+        except msgspec.ValidationError as error:
+            raise _invalid_field(error) from error
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+        except RecursionError as error:
+            raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from error
+
+
+def _invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
+    """Turn msgspec's wording (`Expected … - at `$.messages[0].role``) into OpenAI's `message` and `param`."""
+    text, _, path = str(error).partition(" - at `")
+    param = path.rstrip("`").removeprefix("$").removeprefix(".") or None
+    if text.startswith("Object missing required field `"):
+        missing = text.split("`")[1]
+        param = f"{param}.{missing}" if param else missing
+        return InvalidRequest(f"The field {param!r} is required.", param=param, code="missing_field")
+    if param is None:
+        return InvalidRequest(f"The body must be a JSON object: {text}.", code="invalid_json")
+    return InvalidRequest(f"The field {param!r} is invalid: {text}.", param=param, code="invalid_field")
+
+
+OPENAI = OpenAIDialect()
+
+OPENAI_ENDPOINTS: Mapping[str, Endpoint] = {
+    endpoint.path: endpoint
+    for endpoint in (
+        Endpoint("chat", "/v1/chat/completions", ChatPeek, OPENAI, "Answer a conversation"),
+        Endpoint("completions", "/v1/completions", CompletionPeek, OPENAI, "Continue a text"),
+        Endpoint("embeddings", "/v1/embeddings", EmbeddingPeek, OPENAI, "Embed texts as vectors"),
+    )
+}

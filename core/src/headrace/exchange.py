@@ -1,0 +1,248 @@
+"""What one client request is made of: Exchange, its Attempts at Targets, the Reply and the Outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from .config import Secret, TargetTimeouts
+from .errors import GatewayError, InvalidRequest
+
+if TYPE_CHECKING:
+    from .dialects import Endpoint, Peek
+    from .models import Model
+
+Headers = list[tuple[bytes, bytes]]
+"""Header fields as ASGI carries them: lower-case names, raw bytes, in order."""
+
+Role = Literal["user", "metrics", "admin"]
+DeliveryName = Literal["inline", "offload"]
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks. `id` is stable and safe to log; a secret never stands here."""
+
+    id: str
+    name: str = ""
+    role: Role = "user"
+    team: str | None = None
+    models: frozenset[str] | None = None
+    """Names this principal may ask for; None means every one."""
+    metadata: dict[str, Any] = {}
+
+
+ANONYMOUS = Principal(id="anonymous", name="anonymous")
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts as the backend reported them (OpenAI's names)."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One backend that can serve a model: where it is and how to talk to it."""
+
+    name: str
+    """Unique within its model, safe to log and to use as a metric label."""
+    provider: str
+    base_url: str
+    """Without a trailing slash. With `socket` set, only the path counts."""
+    socket: str | None = None
+    """Path of a unix socket to connect to instead of the URL's host."""
+    model: str | None = None
+    """The model's name at this backend; None sends the client's name unchanged."""
+    api_key: Secret | None = None
+    headers: dict[str, str] = {}
+    weight: int = 1
+    timeouts: TargetTimeouts = TargetTimeouts()
+    max_connections: int = 1024
+    verify: bool | str = True
+    proxy: str | None = None
+    options: dict[str, Any] = {}
+
+
+class UpstreamRequest(msgspec.Struct, kw_only=True):
+    """What one attempt will send. `prepare_attempt` may change the headers."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    method: str = "POST"
+
+
+class Reply:
+    """A backend's (or a cache's) answer: a head, and a body whole or as a stream of byte chunks.
+
+    Exactly one of `content` and `stream` is set. `aclose` releases the connection and may be called twice.
+    """
+
+    __slots__ = ("_close", "content", "headers", "source", "status", "stream")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        *,
+        content: bytes | None = None,
+        stream: AsyncIterator[bytes] | None = None,
+        close: Callable[[], Awaitable[None]] | None = None,
+        source: str = "upstream",
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.content = content
+        self.stream = stream
+        self.source = source
+        self._close = close
+
+    @property
+    def ok(self) -> bool:
+        return self.status < 400
+
+    @property
+    def is_event_stream(self) -> bool:
+        return (header(self.headers, b"content-type") or "").startswith("text/event-stream")
+
+    async def aclose(self) -> None:
+        close, self._close = self._close, None
+        if close is not None:
+            await close()
+
+
+class Attempt:
+    """One try at one target. `exchange.attempts` holds them in order; `number` counts from 1."""
+
+    __slots__ = ("exchange", "number", "provider", "reported", "request", "started", "target")
+
+    def __init__(self, exchange: Exchange, number: int, target: Target, provider: Any) -> None:
+        self.exchange = exchange
+        self.number = number
+        self.target = target
+        self.provider = provider
+        self.request: UpstreamRequest | None = None
+        self.started = time.perf_counter()
+        self.reported = False
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """How an exchange, or one attempt of it, ended. Equal for both deliveries.
+
+    `completed` is true only when the whole answer reached the client; an answer that was cut, and one the
+    client did not wait for (`aborted`), are not complete.
+    """
+
+    status: int
+    completed: bool
+    aborted: bool = False
+    error: GatewayError | None = None
+    target: str | None = None
+    delivery: DeliveryName = "inline"
+    delivery_reason: str = ""
+    usage: Usage | None = None
+    bytes_sent: int = 0
+    """Body bytes handed towards the client."""
+    ttft_seconds: float | None = None
+    """From the request's arrival (an attempt: from its start) to the first body bytes from the backend."""
+    duration_seconds: float = 0.0
+    attempts: int = 0
+
+
+class Exchange:
+    """One client request on its way through the gateway, from arrival to `on_complete`.
+
+    Plugins keep what belongs to the request in `state`, under their own name.
+    """
+
+    def __init__(self, *, id: str, endpoint: Endpoint, scope: dict[str, Any], body: bytes = b"") -> None:
+        self.id = id
+        self.endpoint = endpoint
+        self.headers: Headers = scope["headers"]
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.client: str = _client_address(scope)
+        self.body = body
+        self.body_changed = False
+        self.peek: Peek | None = None
+        self.principal: Principal | None = None
+        self.model: Model | None = None
+        self.attempts: list[Attempt] = []
+        self.state: dict[str, Any] = {}
+        self.started = time.perf_counter()
+        self.delivery: DeliveryName = "inline"
+        self.delivery_reason = ""
+        self.response_headers: Headers = []
+        """Added to whatever answer goes out: plugins append here."""
+        self.completed = False
+        """Whether the whole answer has been handed to the client."""
+        self.error: GatewayError | None = None
+        """What went wrong, once it has."""
+        self.first_byte_at: float | None = None
+        """`time.perf_counter()` at the first body bytes of the reply."""
+        self.usage: Usage | None = None
+        self._fields: dict[str, msgspec.Raw] | None = None
+
+    def header(self, name: bytes) -> str | None:
+        """The first value of a request header, by its lower-case name."""
+        return header(self.headers, name)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the client asked for a stream."""
+        return self.peek is not None and bool(self.peek.stream)
+
+    @property
+    def fields(self) -> dict[str, msgspec.Raw]:
+        """The body's top-level fields, each still the bytes the client sent."""
+        if self._fields is None:
+            self._fields = decode_fields(self.body)
+        return self._fields
+
+    def replace_fields(self, **changes: Any) -> None:
+        """Set top-level fields of the body (None removes one); every other field keeps its bytes."""
+        self.body = merge_fields(self.fields, changes)
+        self.body_changed = True
+        self._fields = None
+        self.peek = self.endpoint.read(self.body)
+
+
+def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """Split a JSON object into its fields without decoding their values.
+
+    Raises:
+        InvalidRequest: `body` is not a JSON object.
+    """
+    try:
+        return _FIELDS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not a JSON object: {error}.", code="invalid_json") from error
+
+
+def merge_fields(fields: dict[str, msgspec.Raw], changes: dict[str, Any]) -> bytes:
+    """Encode `fields` with `changes` applied; None removes a field."""
+    merged: dict[str, Any] = {**fields, **changes}
+    return msgspec.json.encode({name: value for name, value in merged.items() if value is not None})
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def header(headers: Headers, name: bytes) -> str | None:
+    """The first value of header `name` (lower-case) as text, or None."""
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def _client_address(scope: dict[str, Any]) -> str:
+    """The peer's address; over the unix socket that only our nginx uses, what nginx says it is."""
+    client = scope.get("client")
+    if client:
+        return str(client[0])
+    return header(scope["headers"], b"x-real-ip") or ""

@@ -1,0 +1,163 @@
+"""The assembled gateway: configuration, plugins, what they registered, and where things are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from .config import Config
+from .dialects import OPENAI_ENDPOINTS, Endpoint
+from .errors import ConfigError, HeadraceError, PluginError, Problem
+from .hooks import Hooks
+from .models import Models, build_models
+from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
+from .registry import compile_hooks, load_plugins, specifications
+from .settings import load
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from .health import HealthBoard
+    from .upstream import Upstream
+
+SOCKET_PATH_LIMIT = 90
+"""Unix socket paths are limited to 104 bytes (macOS) or 108 (Linux); file names take the rest."""
+
+Access = Literal["public", "user", "metrics", "admin"]
+Handler = Callable[["Request"], Awaitable["Response"]]
+
+
+class Register(Protocol):
+    """What a `register_…` hook is given. The name defaults to the object's own `name` (an endpoint's: its path)."""
+
+    def __call__(self, thing: Any, /, name: str | None = None) -> None: ...
+
+
+class Route(msgspec.Struct, frozen=True):
+    """An HTTP route of a plugin."""
+
+    path: str
+    handler: Handler
+    methods: tuple[str, ...]
+    require: Access
+    summary: str
+
+
+class Gateway:
+    """Everything a plugin may need to know. Made without I/O; `running()` opens what needs a loop.
+
+    `upstream` may be used from `lifespan` on.
+    """
+
+    def __init__(self, config: Config, source: str = "configuration") -> None:
+        """
+        Raises:
+            ConfigError, PluginError: everything that is wrong, at once.
+        """
+        self.config = config
+        self.source = source
+        self.state_dir = Path(config.server.state_dir).absolute()
+        self.providers: dict[str, Provider] = {}
+        self.policies: dict[str, RoutingPolicy] = {"in_order": InOrder()}
+        self.health_checks: dict[str, HealthCheck] = {}
+        self.endpoints: dict[str, Endpoint] = dict(OPENAI_ENDPOINTS)
+        self.routes: list[Route] = []
+        self.models = Models(())
+        self.hooks = Hooks(specifications())
+        self.plugins = load_plugins(config, self, source)
+        self.hooks = Hooks(compile_hooks(self.plugins, config.order, source), trace=config.server.trace_errors)
+        self._set_up()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Gateway:
+        """Read a configuration file and build the gateway it describes. Raises ConfigError, PluginError."""
+        return cls(load(path), str(path))
+
+    def _set_up(self) -> None:
+        self.hooks.setup("register_providers", self._register(self.providers))
+        self.hooks.setup("register_routing_policies", self._register(self.policies))
+        self.hooks.setup("register_health_checks", self._register(self.health_checks))
+        self.hooks.setup("register_dialects", self._register(self.endpoints, key="path"))
+        self.models = build_models(self.config, self.providers, self.policies, self.source)
+        self.hooks.setup("register_routes", self)
+
+    def _register(self, into: dict[str, Any], key: str = "name") -> Register:
+        def register(thing: Any, /, name: str | None = None) -> None:
+            label = name or getattr(thing, key)
+            if label in into:
+                raise ConfigError([Problem(self.source, f"two plugins register {label!r}")])
+            into[label] = thing
+
+        return register
+
+    def add_route(
+        self,
+        path: str,
+        handler: Handler,
+        *,
+        methods: Sequence[str] = ("GET",),
+        require: Access = "public",
+        summary: str = "",
+    ) -> None:
+        """Serve an HTTP path from a plugin; see the hook `register_routes`."""
+        if path in self.endpoints or any(route.path == path for route in self.routes):
+            raise ConfigError([Problem(self.source, f"the route {path} is taken")])
+        self.routes.append(Route(path, handler, tuple(methods), require, summary))
+
+    @property
+    def runtime_dir(self) -> Path:
+        """Where sockets and process ids live: `state_dir/run`, or a short path of the same user if that is too long.
+
+        Not created by reading it: call `make_dirs`.
+        """
+        path = self.state_dir / "run"
+        if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{digest}"
+
+    @property
+    def core_socket(self) -> Path:
+        """The unix socket on which the core listens for our nginx."""
+        return self.runtime_dir / "core.sock"
+
+    def make_dirs(self) -> None:
+        """Create the state and runtime directories, readable by their owner alone.
+
+        Raises:
+            HeadraceError: a directory exists and belongs to somebody else, or cannot be made.
+        """
+        for path in (self.state_dir, self.runtime_dir):
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise HeadraceError(f"cannot create {path}: {error.strerror}") from error
+            if path.stat().st_uid != os.getuid():
+                raise HeadraceError(f"{path} belongs to another user: set server.state_dir")
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the client and enter every plugin's lifespan; close them in the opposite order."""
+        from .health import HealthBoard, ListsModels
+        from .upstream import Upstream
+
+        self.make_dirs()
+        checks = {name: self.health_checks.get(name) or ListsModels(each) for name, each in self.providers.items()}
+        self.health: HealthBoard = HealthBoard(self.config.health, checks)
+        self.upstream: Upstream = Upstream()
+        try:
+            async with self.hooks.lifespan(self, self.config.server.startup_timeout):
+                yield
+        finally:
+            await self.upstream.aclose()
+
+
+__all__ = ["ConfigError", "Gateway", "PluginError", "Register", "Route"]

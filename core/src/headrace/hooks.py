@@ -1,0 +1,274 @@
+"""The typed face of the compiled hooks: one method per hook, and what becomes of a failure in each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from .errors import GatewayError, PluginError, PluginFault
+from .exchange import Attempt, Exchange, Outcome, Principal, Reply
+from .registry import Hook
+from .streaming import Tap
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from .gateway import Gateway
+    from .supervisor import Process
+
+logger = logging.getLogger("headrace.hooks")
+
+Calls = tuple[tuple[str, Callable[..., Any]], ...]
+
+
+class Hooks:
+    """Calls hooks in their frozen order. Holds no state of a request.
+
+    `trace` logs tracebacks with failures that are survived.
+    """
+
+    def __init__(self, hooks: Mapping[str, Hook], *, trace: bool = False) -> None:
+        self._calls: dict[str, Calls] = {name: hook.calls for name, hook in hooks.items()}
+        self.compiled = dict(hooks)
+        self.trace = trace
+        calls = self._calls
+        self._authenticate = calls["authenticate"]
+        self._authorize = calls["authorize"]
+        self._transform_request = calls["transform_request"]
+        self._admit = calls["admit"]
+        self._cache_lookup = calls["cache_lookup"]
+        self._prepare_attempt = calls["prepare_attempt"]
+        self._on_attempt = calls["on_attempt"]
+        self._transform_reply = calls["transform_reply"]
+        self._open_tap = calls["open_tap"]
+        self._on_complete = calls["on_complete"]
+
+    def implementers(self, hook: str) -> tuple[str, ...]:
+        """The plugins that implement a hook, in order."""
+        return tuple(name for name, _ in self._calls[hook])
+
+    # --- setup -------------------------------------------------------------------------------------------------
+
+    def setup(self, hook: str, *arguments: Any) -> None:
+        """Call one of the `register_…` hooks.
+
+        Raises:
+            PluginError: naming the plugin and the hook.
+        """
+        for name, call in self._calls[hook]:
+            with _start_up_fault(name, hook):
+                call(*arguments)
+
+    def collect_setup(self, hook: str, *arguments: Any) -> list[Any]:
+        """The answers of a COLLECT hook of the setup that are not None. Raises PluginError."""
+        answers = []
+        for name, call in self._calls[hook]:
+            with _start_up_fault(name, hook):
+                answers.append(call(*arguments))
+        return [answer for answer in answers if answer is not None]
+
+    def nginx_fragments(self, gateway: Gateway) -> list[Mapping[str, str]]:
+        return self.collect_setup("nginx_fragments", gateway)
+
+    def processes(self, gateway: Gateway) -> list[Process]:
+        return [process for found in self.collect_setup("processes", gateway) for process in found]
+
+    def announce(self, gateway: Gateway) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        for found in self.collect_setup("announce", gateway):
+            fields = {**found, **fields}
+        return fields
+
+    def asgi_wrapper(self, app: ASGIApp) -> ASGIApp:
+        for name, call in self._calls["asgi_wrapper"]:
+            with _start_up_fault(name, "asgi_wrapper"):
+                app = call(app) or app
+        return app
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, gateway: Gateway, timeout: float) -> AsyncIterator[None]:
+        """Enter every plugin's lifespan, each within `timeout` seconds; leave them all, whatever one of them does."""
+        import asyncio
+
+        async with AsyncExitStack() as stack:
+            for name, call in self._calls["lifespan"]:
+                try:
+                    with _start_up_fault(name, "lifespan"):
+                        manager = call(gateway)
+                        if manager is None:
+                            continue
+                        async with asyncio.timeout(timeout):
+                            await stack.enter_async_context(manager)
+                except TimeoutError as error:
+                    raise PluginError(
+                        name, f"did not start in {timeout:g} s (server.startup_timeout)", "lifespan"
+                    ) from error
+            yield
+
+    # --- per request -------------------------------------------------------------------------------------------
+
+    async def authenticate(self, exchange: Exchange) -> Principal | None:
+        for name, call in self._authenticate:
+            try:
+                principal: Principal | None = await call(exchange)
+            except GatewayError:
+                raise
+            except Exception as error:
+                raise PluginFault(name, "authenticate", error) from error
+            if principal is not None:
+                return principal
+        return None
+
+    async def authorize(self, exchange: Exchange) -> None:
+        await _each(self._authorize, "authorize", exchange)
+
+    async def transform_request(self, exchange: Exchange) -> None:
+        await _each(self._transform_request, "transform_request", exchange)
+
+    def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None]:
+        """Everything the request holds while it lasts, as one context."""
+        return _Admission(self._admit, exchange) if self._admit else _NOTHING
+
+    async def cache_lookup(self, exchange: Exchange) -> Reply | None:
+        for name, call in self._cache_lookup:
+            try:
+                reply: Reply | None = await call(exchange)
+            except GatewayError:
+                raise
+            except Exception as error:
+                self._log(name, "cache_lookup", error, exchange)
+                continue
+            if reply is not None:
+                return reply
+        return None
+
+    async def prepare_attempt(self, attempt: Attempt) -> None:
+        await _each(self._prepare_attempt, "prepare_attempt", attempt)
+
+    async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
+        for name, call in self._on_attempt:
+            try:
+                await call(attempt, outcome)
+            except Exception as error:
+                self._log(name, "on_attempt", error, attempt.exchange)
+
+    async def transform_reply(self, exchange: Exchange, reply: Reply) -> None:
+        await _each(self._transform_reply, "transform_reply", exchange, reply)
+
+    def wrap_stream(self, exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        for name, call in self._calls["wrap_stream"]:
+            try:
+                stream = call(exchange, stream) or stream
+            except GatewayError:
+                raise
+            except Exception as error:
+                raise PluginFault(name, "wrap_stream", error) from error
+        return stream
+
+    def open_tap(self, exchange: Exchange, reply: Reply) -> list[tuple[str, Tap]]:
+        """The taps of this reply with the names of their plugins."""
+        if not self._open_tap:
+            return []
+        taps = []
+        for name, call in self._open_tap:
+            try:
+                tap = call(exchange, reply)
+            except Exception as error:
+                self._log(name, "open_tap", error, exchange)
+                continue
+            if tap is not None:
+                taps.append((name, tap))
+        return taps
+
+    async def handle_error(self, exchange: Exchange, error: GatewayError) -> GatewayError:
+        for name, call in self._calls["handle_error"]:
+            try:
+                replaced: GatewayError | None = await call(exchange, error)
+            except GatewayError as raised:
+                return raised
+            except Exception as fault:
+                self._log(name, "handle_error", fault, exchange)
+                continue
+            if replaced is not None:
+                return replaced
+        return error
+
+    async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
+        for name, call in self._on_complete:
+            try:
+                await call(exchange, outcome)
+            except Exception as error:
+                self._log(name, "on_complete", error, exchange)
+
+    def tap_failed(self, plugin: str, error: Exception, exchange: Exchange) -> None:
+        """Say that a tap was detached because it failed."""
+        self._log(plugin, "open_tap", error, exchange)
+
+    def _log(self, plugin: str, hook: str, error: Exception, exchange: Exchange) -> None:
+        logger.error(
+            "plugin %r failed in hook %r (request %s): %s: %s",
+            plugin,
+            hook,
+            exchange.id,
+            type(error).__name__,
+            error,
+            exc_info=error if self.trace else None,
+        )
+
+
+async def _each(calls: Calls, hook: str, *arguments: Any) -> None:
+    for name, call in calls:
+        try:
+            await call(*arguments)
+        except GatewayError:
+            raise
+        except Exception as error:
+            raise PluginFault(name, hook, error) from error
+
+
+class _Admission:
+    """Enters what the `admit` hooks return, in order, and leaves it in reverse."""
+
+    __slots__ = ("_calls", "_exchange", "_stack")
+
+    def __init__(self, calls: Calls, exchange: Exchange) -> None:
+        self._calls = calls
+        self._exchange = exchange
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> None:
+        try:
+            for name, call in self._calls:
+                try:
+                    manager = call(self._exchange)
+                    if manager is not None:
+                        await self._stack.enter_async_context(manager)
+                except GatewayError:
+                    raise
+                except Exception as error:
+                    raise PluginFault(name, "admit", error) from error
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def __aexit__(self, *exception: Any) -> None:
+        await self._stack.__aexit__(*exception)
+
+
+_NOTHING: AbstractAsyncContextManager[None] = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _start_up_fault(plugin: str, hook: str) -> Any:
+    try:
+        yield
+    except (GatewayError, PluginError, TimeoutError):
+        raise
+    except Exception as error:
+        raise PluginError(plugin, f"failed: {type(error).__name__}: {error}", hook) from error
+
+
+__all__: Sequence[str] = ["Hooks"]

@@ -1,0 +1,120 @@
+"""The models clients can ask for, by name and alias, with their targets ready to be ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from .config import BackendConfig, Config, ModelConfig
+from .errors import ConfigError, ModelNotFound, Problem
+from .exchange import Target
+from .providers import Provider, RoutingPolicy
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A model as clients know it."""
+
+    name: str
+    targets: tuple[Target, ...]
+    policy: RoutingPolicy
+    delivery: Literal["auto", "inline", "offload"]
+    aliases: tuple[str, ...] = ()
+
+
+class Models:
+    """Every model by each of its names."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = tuple(models)
+        self._by_name = {name: model for model in self._models for name in (model.name, *model.aliases)}
+
+    def __iter__(self) -> Iterable[Model]:  # type: ignore[override]
+        return iter(self._models)  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def find(self, name: str) -> Model:
+        """Raises ModelNotFound, naming the models there are."""
+        model = self._by_name.get(name)
+        if model is None:
+            shown = name if len(name) <= 64 else name[:64] + "…"
+            raise ModelNotFound(
+                f"The model {shown!r} does not exist. Available models: {', '.join(self.names()) or 'none'}.",
+                param="model",
+            )
+        return model
+
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+
+def build_models(
+    config: Config,
+    providers: Mapping[str, Provider],
+    policies: Mapping[str, RoutingPolicy],
+    source: str,
+) -> Models:
+    """Let providers check their backends and put models together.
+
+    Raises:
+        ConfigError: every unknown provider or policy and every refused backend, at once.
+    """
+    builder = _Builder(config, providers, policies, source)
+    models = [builder.model(name, model) for name, model in config.models.items()]
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    return Models(models)
+
+
+class _Builder:
+    def __init__(
+        self,
+        config: Config,
+        providers: Mapping[str, Provider],
+        policies: Mapping[str, RoutingPolicy],
+        source: str,
+    ) -> None:
+        self.config, self.providers, self.policies, self.source = config, providers, policies, source
+        self.problems: list[Problem] = []
+
+    def problem(self, place: str, message: str) -> None:
+        found = Problem(f"{self.source}: {place}", message)
+        if found not in self.problems:
+            self.problems.append(found)
+
+    def model(self, name: str, config: ModelConfig) -> Model:
+        policy = self.policies.get(config.policy)
+        if policy is None:
+            self.problem(
+                f"[models.{name}] policy",
+                f"no enabled plugin brings the policy {config.policy!r} (there are: {', '.join(self.policies)})",
+            )
+            policy = self.policies["in_order"]
+        used = [*config.targets, *(config.fallback if config.use_fallback else ())]
+        targets = [self.target(name, number, target) for number, target in enumerate(dict.fromkeys(used))]
+        return Model(
+            name,
+            tuple(target for target in targets if target),
+            policy,
+            config.delivery or self.config.server.delivery,
+            tuple(config.aliases),
+        )
+
+    def target(self, model: str, number: int, config: str | BackendConfig) -> Target | None:
+        if isinstance(config, str):
+            name, place, backend = config, f"[backends.{config}]", self.config.backends[config]
+        else:
+            name, place, backend = f"{model}-{number}", f"[models.{model}] targets[{number}]", config
+        provider = self.providers.get(backend.provider)
+        if provider is None:
+            there = ", ".join(self.providers) or "none"
+            self.problem(f"{place} provider", f"no enabled plugin brings {backend.provider!r} (there are: {there})")
+            return None
+        try:
+            return provider.target(name, backend)
+        except ValueError as error:
+            self.problem(place, str(error))
+            return None

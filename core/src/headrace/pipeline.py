@@ -1,0 +1,195 @@
+"""The whole way of a request, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from .connection import ClientLeft, Connection
+from .delivery import Cut, choose, deliver, head
+from .errors import Forbidden, GatewayError, PluginFault, Unauthenticated, Unavailable
+from .exchange import ANONYMOUS, Attempt, Exchange, Outcome, Principal, Reply, Target
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+logger = logging.getLogger("headrace.pipeline")
+
+SETTLE_SECONDS = 10.0
+"""How long the `on_complete` hooks of one request may take together."""
+
+
+async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
+    """Answer one request. Returns when the last byte is out, or the client has left."""
+    hooks = gateway.hooks
+    async with settle(exchange, gateway, connection):
+        try:
+            exchange.principal = await identify(exchange, gateway)
+            await receive(exchange, gateway, connection)
+            await hooks.authorize(exchange)
+            await hooks.transform_request(exchange)
+            async with hooks.admit(exchange):
+                choice = choose(exchange, gateway)
+                exchange.delivery, exchange.delivery_reason = choice.delivery, choice.reason
+                reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway)
+                async with releasing(reply):
+                    await hooks.transform_reply(exchange, reply)
+                    await deliver(exchange, reply, hooks, connection)
+                exchange.completed = True
+        except Exception as exception:
+            await send_error(exchange, exception, gateway, connection)
+
+
+async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
+    """Who asks. Raises Unauthenticated if nobody knows and strangers are not welcome."""
+    principal = await gateway.hooks.authenticate(exchange)
+    if principal is None and not gateway.config.server.anonymous:
+        raise Unauthenticated(
+            "No API key was given, or none that this gateway knows. Send it as 'Authorization: Bearer KEY'."
+        )
+    return principal or ANONYMOUS
+
+
+async def receive(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
+    """Read the body, peek into it, find its model; from here on the client's departure cancels everything."""
+    server = gateway.config.server
+    exchange.body = await connection.read_body(server.max_body_bytes, server.body_timeout)
+    connection.watch()
+    exchange.peek = exchange.endpoint.read(exchange.body)
+    exchange.model = gateway.models.find(exchange.peek.model)
+    allowed = exchange.principal.models if exchange.principal else None
+    if allowed is not None and exchange.model.name not in allowed:
+        raise Forbidden(f"This key may not use the model {exchange.model.name!r}.", param="model")
+
+
+async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
+    """Ask the targets one after the other, in the policy's order, until one answers.
+
+    Raises:
+        GatewayError: that of the last target asked, or of the first that must not be retried.
+    """
+    assert exchange.peek is not None
+    model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
+    exchange.model = model
+    last: GatewayError = Unavailable(f"No backend of {model.name!r} can answer {exchange.endpoint.name} requests.")
+    for target in model.policy.order(exchange, model.targets):
+        provider = gateway.providers[target.provider]
+        if exchange.endpoint.name not in provider.endpoints:
+            continue
+        attempt = Attempt(exchange, len(exchange.attempts) + 1, target, provider)
+        exchange.attempts.append(attempt)
+        try:
+            return await send(attempt, gateway)
+        except GatewayError as error:
+            last = error
+            await report(attempt, gateway, Outcome(status=error.status, completed=False, error=error))
+            if not (error.retryable or isinstance(error, PluginFault)):
+                raise
+    raise last
+
+
+async def send(attempt: Attempt, gateway: Gateway) -> Reply:
+    """One try: build, prepare, send."""
+    provider = attempt.provider
+    try:
+        attempt.request = provider.build(attempt)
+        await gateway.hooks.prepare_attempt(attempt)
+        reply: Reply = await provider.send(attempt)
+    except GatewayError:
+        raise
+    except Exception as error:
+        raise PluginFault(provider.name, "provider", error) from error
+    return reply
+
+
+async def report(attempt: Attempt, gateway: Gateway, outcome: Outcome) -> None:
+    """Tell the plugins how one try ended, once."""
+    if attempt.reported:
+        return
+    attempt.reported = True
+    outcome.target = attempt.target.name
+    outcome.attempts = attempt.number
+    outcome.duration_seconds = time.perf_counter() - attempt.started
+    first_byte = attempt.exchange.first_byte_at
+    outcome.ttft_seconds = first_byte - attempt.started if first_byte is not None else None
+    await gateway.hooks.on_attempt(attempt, outcome)
+
+
+@contextlib.asynccontextmanager
+async def releasing(reply: Reply) -> AsyncIterator[None]:
+    """Give the reply's connection back, or close it if the reply was not read to its end."""
+    try:
+        yield
+    finally:
+        await reply.aclose()
+
+
+async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway, connection: Connection) -> None:
+    """Answer with an error, in the words of the client's dialect, unless an answer has already begun."""
+    if isinstance(exception, ClientLeft):
+        return
+    error = await as_gateway_error(exchange, exception, gateway)
+    exchange.error = error
+    if isinstance(exception, Cut) or connection.status is not None:
+        return
+    body = exchange.endpoint.dialect.error_body(error)
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await connection.start(error.status, [*own, *head(exchange, []), *headers])
+    await connection.end(body)
+
+
+async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Gateway) -> GatewayError:
+    """Any exception as the error that is answered; faults of ours are logged with their reason."""
+    error = exception if isinstance(exception, GatewayError) else PluginFault("headrace", "pipeline", exception)
+    if isinstance(error, PluginFault):
+        trace = error.__cause__ if gateway.config.server.trace_errors else None
+        logger.error("request %s failed: %s", exchange.id, error.detail, exc_info=trace)
+    return await gateway.hooks.handle_error(exchange, error)
+
+
+@contextlib.asynccontextmanager
+async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -> AsyncIterator[None]:
+    """Run `on_attempt` and `on_complete` exactly once, whatever happened, shielded from the client's departure."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not connection.left:  # the gateway itself is stopping
+            raise
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+    finally:
+        connection.unwatch()
+        outcome = outcome_of(exchange, connection)
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                for attempt in exchange.attempts[-1:]:
+                    await report(attempt, gateway, outcome_of(exchange, connection))
+                await gateway.hooks.on_complete(exchange, outcome)
+        except TimeoutError:
+            logger.error("request %s: on_complete took more than %g s", exchange.id, SETTLE_SECONDS)
+
+
+def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:
+    """What the plugins are told at the end."""
+    target: Target | None = exchange.attempts[-1].target if exchange.attempts else None
+    first_byte = exchange.first_byte_at
+    return Outcome(
+        status=connection.status or 499,  # nginx's number for a client that left before an answer
+        completed=exchange.completed,
+        aborted=connection.left,
+        error=exchange.error,
+        target=target.name if target else None,
+        delivery=exchange.delivery,
+        delivery_reason=exchange.delivery_reason,
+        usage=exchange.usage,
+        bytes_sent=connection.bytes_sent,
+        ttft_seconds=first_byte - exchange.started if first_byte is not None else None,
+        duration_seconds=time.perf_counter() - exchange.started,
+        attempts=len(exchange.attempts),
+    )

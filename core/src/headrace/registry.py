@@ -1,0 +1,232 @@
+"""From configuration to live plugins: load, make, check against the hookspecs, order, freeze."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from types import FrameType
+from typing import Any, Protocol
+
+import msgspec
+import pluggy
+
+from . import discovery, hookspecs
+from .config import Config
+from .errors import ConfigError, HeadraceError, PluginError, Problem
+from .kinds import PROJECT, Kind
+from .settings import decode_plugin
+
+
+class Plugin(Protocol):
+    """What an entry point names: a class made with its checked configuration and the gateway. No I/O in there."""
+
+    Config: type[Any]
+
+    def __init__(self, config: Any, gateway: Any) -> None: ...
+
+
+class Hook(msgspec.Struct, frozen=True):
+    """One hook, compiled: who implements it, in the order of the calls."""
+
+    name: str
+    kind: Kind
+    is_async: bool
+    parameters: tuple[str, ...]
+    calls: tuple[tuple[str, Callable[..., Any]], ...] = ()
+
+
+def specifications() -> dict[str, Hook]:
+    """Every hook in the order of `hookspecs.py`, with nobody implementing it yet."""
+    return {
+        name: Hook(name, function.headrace_kind, function.headrace_async, tuple(inspect.signature(function).parameters))
+        for name, function in vars(hookspecs).items()
+        if hasattr(function, "headrace_kind")
+    }
+
+
+def load_plugins(config: Config, gateway: Any, source: str) -> dict[str, Any]:
+    """Import and make every enabled plugin, in file order.
+
+    Raises:
+        ConfigError, PluginError: one problem alone; ConfigError with all of them if there are several.
+    """
+    available = discovery.installed()
+    plugins: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, table in config.plugins.items():
+        try:
+            if _is_enabled(name, table, source):
+                plugins[name] = _load(name, table, available, gateway, config, source)
+        except ConfigError as error:
+            problems.extend(error.problems)
+        except PluginError as error:
+            problems.append(Problem(f"{source}: [plugins.{name}]", str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return plugins
+
+
+def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]], source: str) -> dict[str, Hook]:
+    """Check every implementation and freeze the order of the calls.
+
+    Raises:
+        ConfigError: every wrong signature, colour, misspelt hook and unknown name in `[order]`, at once.
+    """
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    hooks = specifications()
+    problems = list(_check_order(order, hooks, plugins, source))
+    for name, plugin in plugins.items():
+        for message in _check_plugin(name, plugin, hooks, manager):
+            problems.append(Problem(f"{source}: [plugins.{name}]", message))
+    if problems:
+        raise ConfigError(problems)
+    return {name: _compiled(hook, manager, plugins, order.get(name, ())) for name, hook in hooks.items()}
+
+
+def _is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
+    enabled = table.get("enabled", True)
+    if isinstance(enabled, str) and enabled.lower() in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        return enabled.lower() in ("true", "1", "yes", "on")
+    if not isinstance(enabled, bool):
+        raise ConfigError([Problem(f"{source}: [plugins.{name}] enabled", "must be true or false")])
+    return enabled
+
+
+def _load(
+    name: str,
+    table: Mapping[str, Any],
+    available: Mapping[str, discovery.Found],
+    gateway: Any,
+    config: Config,
+    source: str,
+) -> Any:
+    found = available.get(name)
+    if found is None:
+        known = ", ".join(available) or "none"
+        raise PluginError(name, f"is not installed: pip install headrace-{name} (installed: {known})")
+    found.check_version(metadata.version("headrace"))
+    limit = config.server.startup_timeout
+    plugin_class = _import(found, limit)
+    decoded = decode_plugin(name, table, getattr(plugin_class, "Config", _NoConfig), source)
+    with _time_limit(name, "__init__", limit):
+        try:
+            return plugin_class(decoded, gateway)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise PluginError(name, f"could not be made: {type(error).__name__}: {error}") from error
+
+
+def _import(found: discovery.Found, limit: float) -> Any:
+    module, _, attribute = found.value.partition(":")
+    with _time_limit(found.name, "import", limit):
+        try:
+            value: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                value = getattr(value, part)
+        except PluginError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginError(found.name, f"cannot be imported: {type(error).__name__}: {error}") from error
+    if not inspect.isclass(value):
+        raise PluginError(found.name, f"{found.value} is not a class: an entry point names the plugin's class")
+    return value
+
+
+class _NoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The configuration of a plugin that declares none: every key is unknown."""
+
+
+@contextlib.contextmanager
+def _time_limit(plugin: str, what: str, seconds: float) -> Iterator[None]:
+    """Interrupt a plugin that blocks. Works in the main thread only, which is where plugins are loaded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise PluginError(plugin, f"{what} did not finish in {seconds:g} s (server.startup_timeout)")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _check_order(
+    order: Mapping[str, Sequence[str]], hooks: Mapping[str, Hook], plugins: Mapping[str, Any], source: str
+) -> Iterator[Problem]:
+    for hook, names in order.items():
+        if hook not in hooks:
+            yield Problem(f"{source}: [order] {hook}", f"is not a hook (hooks: {', '.join(hooks)})")
+        for name in names:
+            if name not in plugins:
+                yield Problem(f"{source}: [order] {hook}", f"the plugin {name!r} is not enabled")
+
+
+def _check_plugin(name: str, plugin: Any, hooks: Mapping[str, Hook], manager: pluggy.PluginManager) -> Iterator[str]:
+    before = set(hooks)
+    problems = []
+    for attribute, method in inspect.getmembers(plugin, callable):
+        marked = getattr(method, f"{PROJECT}_impl", None)
+        if marked is None:
+            if attribute in before and not attribute.startswith("_"):
+                problems.append(f"has a method {attribute!r}, which is a hook, without @hookimpl: mark it or rename it")
+            continue
+        problems.extend(_check_implementation(attribute, method, marked, hooks))
+    yield from problems
+    if not problems:
+        try:
+            manager.register(plugin, name)
+        except (pluggy.PluginValidationError, ValueError, TypeError) as error:
+            yield f"cannot be registered: {error}"
+
+
+def _check_implementation(
+    name: str, method: Callable[..., Any], marked: Mapping[str, Any], hooks: Mapping[str, Hook]
+) -> Iterator[str]:
+    hook = hooks.get(name)
+    if hook is None:
+        import difflib
+
+        close = difflib.get_close_matches(name, hooks, n=1)
+        yield f"implements {name!r}, which is not a hook" + (f": did you mean {close[0]!r}?" if close else "")
+        return
+    if marked.get("wrapper") or marked.get("hookwrapper"):
+        yield f"hook {name!r}: pluggy wrappers are not supported"
+    if inspect.iscoroutinefunction(method) != hook.is_async:
+        colour = "async def" if hook.is_async else "a plain def"
+        yield f"hook {name!r}: must be {colour}"
+    unknown = [each for each in inspect.signature(method).parameters if each not in hook.parameters]
+    if unknown:
+        yield (
+            f"hook {name!r}: has the argument{'s' * (len(unknown) > 1)} {', '.join(unknown)}; "
+            f"its signature is {name}({', '.join(hook.parameters)})"
+        )
+
+
+def _compiled(hook: Hook, manager: pluggy.PluginManager, plugins: Mapping[str, Any], first: Sequence[str]) -> Hook:
+    implementations = {
+        each.plugin_name: _uniform(each.function, hook.parameters)
+        for each in getattr(manager.hook, hook.name).get_hookimpls()
+    }
+    ordered = [name for name in dict.fromkeys([*first, *plugins]) if name in implementations]
+    return msgspec.structs.replace(hook, calls=tuple((name, implementations[name]) for name in ordered))
+
+
+def _uniform(function: Callable[..., Any], parameters: tuple[str, ...]) -> Callable[..., Any]:
+    """The function itself if it takes every argument, in order; else an adapter that passes those it takes."""
+    taken = tuple(inspect.signature(function).parameters)
+    if taken == parameters:
+        return function
+    positions = [parameters.index(name) for name in taken]
+    return lambda *arguments: function(*[arguments[position] for position in positions])

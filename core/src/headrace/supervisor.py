@@ -1,0 +1,203 @@
+"""Processes beside the core (nginx, engines, the core itself): started in order, watched, restarted, all ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from .errors import HeadraceError
+
+logger = logging.getLogger("headrace.supervisor")
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """One child process. It is ended by its own process id, never by name."""
+
+    name: str
+    argv: Sequence[str]
+    role: Literal["engine", "core", "front"] = "engine"
+    """Engines start first, then the core, then the front; they stop in the opposite order."""
+    environment: Mapping[str, str] = {}
+    """Added to the supervisor's own environment."""
+    ready: Callable[[], Awaitable[bool]] | None = None
+    """Asked again and again until true; None means ready once started."""
+    ready_timeout: float = 120.0
+    """Seconds until a process that is not ready counts as failed."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_timeout: float = 15.0
+    """Seconds from the stop signal to SIGKILL."""
+    reload_signal: signal.Signals | None = None
+    """Passed on when the supervisor gets SIGHUP; None ignores it."""
+    essential: bool = True
+    """Whether everything stops when it cannot be started at all."""
+
+
+class ProcessFailed(HeadraceError):
+    """A process could not be started or did not become ready."""
+
+
+ROLES = ("engine", "core", "front")
+BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before each restart in a row; a process that stayed up a minute starts over."""
+STEADY_SECONDS = 60.0
+POLL_SECONDS = 0.05
+
+
+class Supervisor:
+    """Runs processes until `stop` is set. `say` gets one line of progress at a time."""
+
+    def __init__(self, processes: Sequence[Process], say: Callable[[str], None]) -> None:
+        self._wards = [_Ward(process, say) for role in ROLES for process in processes if process.role == role]
+        self._say = say
+        self.stop = asyncio.Event()
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Start everything, role by role, call `on_ready`, wait for `stop`, end everything.
+
+        Raises:
+            ProcessFailed: one did not become ready; the others have been ended.
+        """
+        try:
+            for role in ROLES:
+                await self._start([ward for ward in self._wards if ward.process.role == role])
+            if not self.stop.is_set():
+                on_ready()
+            await self.stop.wait()
+        finally:
+            await self._end()
+
+    def install_signals(self) -> None:
+        """SIGINT and SIGTERM stop; SIGHUP is passed on to processes that reload."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        for ward in self._wards:
+            ward.reload()
+
+    async def _start(self, wards: list[_Ward]) -> None:
+        stopping = asyncio.ensure_future(self.stop.wait())
+        starting = [asyncio.ensure_future(ward.start()) for ward in wards]
+        try:
+            everything = asyncio.gather(*starting)
+            await asyncio.wait({stopping, everything}, return_when=asyncio.FIRST_COMPLETED)
+            if everything.done():
+                everything.result()
+            else:
+                everything.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await everything
+        finally:
+            stopping.cancel()
+
+    async def _end(self) -> None:
+        for role in reversed(ROLES):
+            await asyncio.gather(*(ward.end() for ward in self._wards if ward.process.role == role))
+
+
+class _Ward:
+    """One process under watch."""
+
+    def __init__(self, process: Process, say: Callable[[str], None]) -> None:
+        self.process = process
+        self._say = say
+        self._child: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._ending = False
+
+    async def start(self) -> None:
+        try:
+            await self._spawn()
+            await self._until_ready()
+        except ProcessFailed as error:
+            if self.process.essential:
+                raise
+            self._say(f"{error}; going on without it")
+            return
+        self._watch = asyncio.create_task(self._keep_alive())
+
+    def reload(self) -> None:
+        if self.process.reload_signal is not None:
+            self._signal(self.process.reload_signal)
+
+    async def end(self) -> None:
+        self._ending = True
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        child = self._child
+        if child is None or child.returncode is not None:
+            return
+        self._signal(self.process.stop_signal)
+        try:
+            await asyncio.wait_for(child.wait(), self.process.stop_timeout)
+        except TimeoutError:
+            self._say(f"{self.process.name} did not stop in {self.process.stop_timeout:g} s: killed")
+            self._signal(signal.SIGKILL)
+            await child.wait()
+
+    async def _spawn(self) -> None:
+        import os
+
+        try:
+            self._child = await asyncio.create_subprocess_exec(
+                *self.process.argv,
+                env={**os.environ, **self.process.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),  # stdout belongs to the READY line
+                start_new_session=True,  # a Ctrl-C reaches the supervisor alone, which ends children in order
+            )
+        except OSError as error:
+            raise ProcessFailed(f"{self.process.name} cannot be started: {error}") from error
+
+    async def _until_ready(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.process.ready_timeout
+        while not await self._is_ready():
+            self._check_alive()
+            if loop.time() > deadline:
+                raise ProcessFailed(f"{self.process.name} was not ready after {self.process.ready_timeout:g} s")
+            await asyncio.sleep(POLL_SECONDS)
+        self._check_alive()
+
+    async def _is_ready(self) -> bool:
+        return self.process.ready is None or await self.process.ready()
+
+    def _check_alive(self) -> None:
+        if self._child is not None and self._child.returncode is not None:
+            raise ProcessFailed(f"{self.process.name} ended at once (exit status {self._child.returncode})")
+
+    async def _keep_alive(self) -> None:
+        """Restart the process whenever it ends, ever more slowly while it keeps doing so."""
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while not self._ending:
+            assert self._child is not None
+            started = loop.time()
+            status = await self._child.wait()
+            failures = 0 if loop.time() - started > STEADY_SECONDS else failures
+            pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
+            failures += 1
+            self._say(f"{self.process.name} ended (exit status {status}): restarting in {pause:g} s")
+            await asyncio.sleep(pause)
+            try:
+                await self._spawn()
+                await self._until_ready()
+                self._say(f"{self.process.name} is back")
+            except ProcessFailed as error:
+                self._say(str(error))
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None and self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(number)

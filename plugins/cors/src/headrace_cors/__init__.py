@@ -1,0 +1,1 @@
+"""Browsers from other origins."""

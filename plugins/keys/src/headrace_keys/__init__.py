@@ -1,0 +1,1 @@
+"""API keys: hashed at rest, created and revoked without a restart."""

@@ -1,0 +1,1 @@
+"""One structured line per request, without prompts, answers or keys."""
