@@ -16,7 +16,7 @@ from starlette.routing import Route as StarletteRoute
 from . import openapi, pipeline, routes
 from .connection import Connection
 from .dialects import Endpoint
-from .errors import GatewayError, HeadersTooLarge, MethodNotAllowed, NotFound, PluginFault, envelope
+from .errors import GatewayError, MethodNotAllowed, NotFound, PluginFault, envelope
 from .exchange import Exchange, header
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class App:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._endpoints = gateway.endpoints
-        self._limit = gateway.config.server.max_header_bytes
         self._starlette = _starlette(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,10 +48,7 @@ class App:
         scope["headrace.id"] = request_id(scope)
         endpoint = self._endpoints.get(scope["path"])
         connection = Connection(scope, receive, send)
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > self._limit:
-            error = HeadersTooLarge(f"The request's headers are larger than {self._limit} bytes.")
-            await _refuse(error, endpoint, connection)
-        elif endpoint is None:
+        if endpoint is None:
             await self._starlette(scope, receive, _with_id(send, scope["headrace.id"]))
         elif scope["method"] != "POST":
             await _refuse(_post_only(scope), endpoint, connection)
@@ -71,8 +67,8 @@ def _post_only(scope: Any) -> MethodNotAllowed:
     return MethodNotAllowed(f"{scope['path']} answers POST, not {scope['method']}.", headers={"Allow": "POST, OPTIONS"})
 
 
-async def _refuse(error: GatewayError, endpoint: Endpoint | None, connection: Connection) -> None:
-    response = error_response(error, endpoint.dialect.error_body(error) if endpoint else None)
+async def _refuse(error: GatewayError, endpoint: Endpoint, connection: Connection) -> None:
+    response = error_response(error, endpoint.dialect.error_body(error))
     headers = [*response.raw_headers, (b"x-request-id", connection.scope["headrace.id"].encode())]
     await connection.start(response.status_code, headers)
     await connection.end(bytes(response.body))

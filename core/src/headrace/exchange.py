@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -159,7 +159,7 @@ class Exchange:
     Plugins keep what belongs to the request in `state`, under their own name.
     """
 
-    def __init__(self, *, id: str, endpoint: Endpoint, scope: dict[str, Any], body: bytes = b"") -> None:
+    def __init__(self, *, id: str, endpoint: Endpoint, scope: Mapping[str, Any], body: bytes = b"") -> None:
         self.id = id
         self.endpoint = endpoint
         self.headers: Headers = scope["headers"]
@@ -240,7 +240,7 @@ def header(headers: Headers, name: bytes) -> str | None:
     return None
 
 
-def _client_address(scope: dict[str, Any]) -> str:
+def _client_address(scope: Mapping[str, Any]) -> str:
     """The peer's address; over the unix socket that only our nginx uses, what nginx says it is."""
     client = scope.get("client")
     if client:

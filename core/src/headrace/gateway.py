@@ -52,7 +52,8 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """Everything a plugin may need to know. Made without I/O; `running()` opens what needs a loop.
+    """Everything a plugin may need to know. Made without I/O: `assemble()` lets plugins register, `running()` opens what
+    needs a loop.
 
     `upstream` may be used from `lifespan` on.
     """
@@ -74,14 +75,25 @@ class Gateway:
         self.hooks = Hooks(specifications())
         self.plugins = load_plugins(config, self, source)
         self.hooks = Hooks(compile_hooks(self.plugins, config.order, source), trace=config.server.trace_errors)
-        self._set_up()
+        self._assembled = False
 
     @classmethod
     def from_file(cls, path: Path) -> Gateway:
         """Read a configuration file and build the gateway it describes. Raises ConfigError, PluginError."""
-        return cls(load(path), str(path))
+        return cls(load(path), str(path)).assemble()
 
-    def _set_up(self) -> None:
+    def assemble(self) -> Gateway:
+        """Let the plugins register what they bring, and put the models together. Does so once.
+
+        Raises:
+            ConfigError, PluginError: a plugin failed, a backend was refused, a name is unknown.
+        """
+        if not self._assembled:
+            self._assembled = True
+            self._register_everything()
+        return self
+
+    def _register_everything(self) -> None:
         self.hooks.setup("register_providers", self._register(self.providers))
         self.hooks.setup("register_routing_policies", self._register(self.policies))
         self.hooks.setup("register_health_checks", self._register(self.health_checks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -30,8 +30,8 @@ class Models:
         self._models = tuple(models)
         self._by_name = {name: model for model in self._models for name in (model.name, *model.aliases)}
 
-    def __iter__(self) -> Iterable[Model]:  # type: ignore[override]
-        return iter(self._models)  # type: ignore[return-value]
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models)
 
     def __len__(self) -> int:
         return len(self._models)

@@ -60,6 +60,12 @@ async def receive(exchange: Exchange, gateway: Gateway, connection: Connection) 
     exchange.body = await connection.read_body(server.max_body_bytes, server.body_timeout)
     connection.watch()
     exchange.peek = exchange.endpoint.read(exchange.body)
+    select_model(exchange, gateway)
+
+
+def select_model(exchange: Exchange, gateway: Gateway) -> None:
+    """Find the model that is asked for. Raises ModelNotFound, or Forbidden if it is not for this principal."""
+    assert exchange.peek is not None
     exchange.model = gateway.models.find(exchange.peek.model)
     allowed = exchange.principal.models if exchange.principal else None
     if allowed is not None and exchange.model.name not in allowed:

@@ -22,6 +22,10 @@ from .kinds import PROJECT, Kind
 from .settings import decode_plugin
 
 
+IMPORT_SECONDS = 30.0
+"""How long an import may take where no configuration says otherwise."""
+
+
 class Plugin(Protocol):
     """What an entry point names: a class made with its checked configuration and the gateway. No I/O in there."""
 
@@ -69,6 +73,14 @@ def load_plugins(config: Config, gateway: Any, source: str) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return plugins
+
+
+def plugin_class(name: str) -> Any:
+    """The class of an installed plugin, imported. Raises PluginError."""
+    found = discovery.installed().get(name)
+    if found is None:
+        raise PluginError(name, "is not installed")
+    return _import(found, IMPORT_SECONDS)
 
 
 def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]], source: str) -> dict[str, Hook]:

@@ -53,7 +53,7 @@ def parse(
     decoder = Decoder(source)
     resolved = resolve(document, environ)
     plugins = resolved.pop("plugins", {})
-    config = decoder.decode(_without_unused_backends(resolved), Config, ())
+    config: Config | None = decoder.decode(_without_unused_backends(resolved), Config, ())
     if isinstance(plugins, dict):
         for name, table in plugins.items():
             if not isinstance(table, dict):
@@ -73,7 +73,7 @@ def decode_plugin(name: str, table: Mapping[str, Any], struct: type[T], source: 
     """Check one `[plugins.NAME]` table against the plugin's own Struct. Raises ConfigError."""
     decoder = Decoder(source)
     values = {key: value for key, value in table.items() if key != "enabled"}
-    config = decoder.decode(values, struct, ("plugins", name))
+    config: T | None = decoder.decode(values, struct, ("plugins", name))
     if config is None or decoder.problems:
         raise ConfigError(decoder.problems)
     return config

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import ctypes
+import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from .errors import HeadraceError
-
-logger = logging.getLogger("headrace.supervisor")
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,17 +57,16 @@ class Supervisor:
         self._say = say
         self.stop = asyncio.Event()
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Start everything, role by role, call `on_ready`, wait for `stop`, end everything.
+    async def run(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+        """Start everything, role by role, run `on_ready`, wait for `stop`, end everything.
 
         Raises:
             ProcessFailed: one did not become ready; the others have been ended.
         """
         try:
             for role in ROLES:
-                await self._start([ward for ward in self._wards if ward.process.role == role])
-            if not self.stop.is_set():
-                on_ready()
+                await self._unless_stopped(self._start(role))
+            await self._unless_stopped(on_ready())
             await self.stop.wait()
         finally:
             await self._end()
@@ -84,24 +82,45 @@ class Supervisor:
         for ward in self._wards:
             ward.reload()
 
-    async def _start(self, wards: list[_Ward]) -> None:
-        stopping = asyncio.ensure_future(self.stop.wait())
-        starting = [asyncio.ensure_future(ward.start()) for ward in wards]
-        try:
-            everything = asyncio.gather(*starting)
-            await asyncio.wait({stopping, everything}, return_when=asyncio.FIRST_COMPLETED)
-            if everything.done():
-                everything.result()
-            else:
-                everything.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await everything
-        finally:
-            stopping.cancel()
+    async def _start(self, role: str) -> None:
+        async with asyncio.TaskGroup() as group:
+            for ward in self._wards:
+                if ward.process.role == role:
+                    group.create_task(ward.start())
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work, but drop it as soon as a signal says stop."""
+        task = asyncio.create_task(work)
+        stopping = asyncio.create_task(self.stop.wait())
+        await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+        for each in (task, stopping):
+            if not each.done():
+                each.cancel()
+        await asyncio.wait((task, stopping))
+        if not task.cancelled():
+            _raise_first(task.exception())
 
     async def _end(self) -> None:
         for role in reversed(ROLES):
             await asyncio.gather(*(ward.end() for ward in self._wards if ward.process.role == role))
+
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2), Linux: the signal a process gets when its parent dies, so that kill -9 leaves no orphans."""
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _raise_first(error: BaseException | None) -> None:
+    """Raise what a task failed with; of a group's failures, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is not None:
+        raise error
 
 
 class _Ward:
@@ -147,8 +166,6 @@ class _Ward:
             await child.wait()
 
     async def _spawn(self) -> None:
-        import os
-
         try:
             self._child = await asyncio.create_subprocess_exec(
                 *self.process.argv,
@@ -156,6 +173,7 @@ class _Ward:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),  # stdout belongs to the READY line
                 start_new_session=True,  # a Ctrl-C reaches the supervisor alone, which ends children in order
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         except OSError as error:
             raise ProcessFailed(f"{self.process.name} cannot be started: {error}") from error
@@ -196,6 +214,7 @@ class _Ward:
                 self._say(f"{self.process.name} is back")
             except ProcessFailed as error:
                 self._say(str(error))
+                self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child is not None and self._child.returncode is None:

@@ -1,0 +1,5 @@
+"""`python -m headrace`."""
+
+from .cli import main
+
+main()

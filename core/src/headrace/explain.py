@@ -1,0 +1,89 @@
+"""What would happen to a request: the pipeline's decisions, taken without sending anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .delivery import choose
+from .errors import GatewayError, NotFound, error_object
+from .exchange import Attempt, Exchange
+from .gateway import Gateway
+from .pipeline import identify, select_model
+
+SAMPLES: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "Hello"}]},
+    "completions": {"prompt": "Hello"},
+    "embeddings": {"input": "Hello"},
+}
+REQUEST_HOOKS = (
+    "authenticate",
+    "authorize",
+    "transform_request",
+    "admit",
+    "cache_lookup",
+    "prepare_attempt",
+    "on_attempt",
+    "transform_reply",
+    "wrap_stream",
+    "open_tap",
+    "handle_error",
+    "on_complete",
+)
+
+
+async def explain(
+    gateway: Gateway, *, model: str, key: str | None, endpoint: str = "chat", stream: bool = False
+) -> dict[str, Any]:
+    """Decide about a request as the pipeline would, up to but without `admit`.
+
+    Returns:
+        A JSON-ready report: who asks, the model, the targets in order with what each would be sent to, the delivery
+        and why, the plugins behind every hook; under `error`, what the caller would be answered.
+
+    Raises:
+        NotFound: there is no endpoint of that name.
+    """
+    found = next((each for each in gateway.endpoints.values() if each.name == endpoint), None)
+    if found is None:
+        names = ", ".join(each.name for each in gateway.endpoints.values())
+        raise NotFound(f"There is no endpoint {endpoint!r}; there are {names}.")
+    body = msgspec.json.encode({"model": model, **({"stream": True} if stream else {}), **SAMPLES.get(endpoint, {})})
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    scope = {"headers": headers, "method": "POST", "path": found.path, "client": ("127.0.0.1", 0)}
+    exchange = Exchange(id="explain", endpoint=found, scope=scope, body=body)
+    report: dict[str, Any] = {"endpoint": found.path, "model": model, "stream": stream}
+    try:
+        await _decide(exchange, gateway, report)
+    except GatewayError as error:
+        report["error"] = {"status": error.status, **error_object(error)}
+    report["plugins"] = {hook: list(names) for hook in REQUEST_HOOKS if (names := gateway.hooks.implementers(hook))}
+    return report
+
+
+async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) -> None:
+    exchange.principal = await identify(exchange, gateway)
+    report["principal"] = {"id": exchange.principal.id, "name": exchange.principal.name}
+    exchange.peek = exchange.endpoint.read(exchange.body)
+    select_model(exchange, gateway)
+    await gateway.hooks.authorize(exchange)
+    await gateway.hooks.transform_request(exchange)
+    model = gateway.models.find(exchange.peek.model)
+    report["policy"] = model.policy.name
+    report["targets"] = [
+        _target(exchange, gateway, number, target)
+        for number, target in enumerate(model.policy.order(exchange, model.targets), 1)
+    ]
+    choice = choose(exchange, gateway)
+    report["delivery"] = {"name": choice.delivery, "reason": choice.reason}
+
+
+def _target(exchange: Exchange, gateway: Gateway, number: int, target: Any) -> dict[str, Any]:
+    provider = gateway.providers[target.provider]
+    described = {"name": target.name, "provider": target.provider}
+    if exchange.endpoint.name not in provider.endpoints:
+        return {**described, "skipped": f"does not answer {exchange.endpoint.name}"}
+    request = provider.build(Attempt(exchange, number, target, provider))
+    sent = msgspec.json.decode(request.body)
+    return {**described, "url": request.url, "socket": target.socket, "model": sent.get("model")}

@@ -1,0 +1,207 @@
+"""Listening: sockets, uvicorn, and a protocol that answers malformed requests in the OpenAI envelope."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import socket
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .app import build_app
+from .errors import ConfigError, GatewayError, HeadersTooLarge, HeadraceError, InvalidRequest, Problem, envelope
+from .gateway import Gateway
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than nginx keeps its connections to us (60 s), so that it never sends into one that we are closing."""
+BACKLOG = 4096
+
+
+class CannotListen(HeadraceError):
+    """An address is taken, or may not be used."""
+
+
+async def serve(gateway: Gateway, sockets: Sequence[socket.socket]) -> None:
+    """Run the gateway on bound sockets until SIGINT or SIGTERM, then let open requests finish.
+
+    Raises:
+        PluginError: a plugin's lifespan failed.
+    """
+    async with gateway.running():
+        await make_server(gateway).serve(sockets=list(sockets))
+
+
+def make_server(gateway: Gateway) -> uvicorn.Server:
+    """A uvicorn server for the gateway's application; its sockets are passed to `serve`."""
+    server = gateway.config.server
+    config = uvicorn.Config(
+        build_app(gateway),
+        http=protocol_for(server.max_header_bytes),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(server.shutdown_timeout),
+        backlog=BACKLOG,
+    )
+    return uvicorn.Server(config)
+
+
+def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol with our limit on request heads and our words for malformed requests."""
+
+    class Protocol(HttpToolsProtocol):
+        _head_bytes = 0
+        _refusal: GatewayError | None = None
+
+        def data_received(self, data: bytes) -> None:
+            in_head = self._head_bytes > 0
+            super().data_received(data)
+            if in_head and self._head_bytes > 0:  # a head in many pieces: the parser keeps what is incomplete
+                self._grow(len(data), refuse=True)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head_bytes = 1
+
+        def on_url(self, url: bytes) -> None:
+            self._grow(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._grow(len(name) + len(value))
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._head_bytes = 0
+            super().on_headers_complete()
+
+        def _grow(self, size: int, refuse: bool = False) -> None:
+            self._head_bytes += size
+            if self._head_bytes <= max_header_bytes or self.transport.is_closing():
+                return
+            self._refusal = HeadersTooLarge(f"The request's head is larger than {max_header_bytes} bytes.")
+            if refuse:
+                self.send_400_response("")
+            else:
+                raise self._refusal
+
+        def send_400_response(self, msg: str) -> None:
+            error = self._refusal or InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
+            body = envelope(error)
+            phrase = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}[error.status]
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%s" % (error.status, phrase, len(body), body)
+            )
+            self.transport.close()
+
+    return Protocol
+
+
+def bind(listen: str, source: str = "configuration") -> socket.socket:
+    """Bind `HOST:PORT` or `unix:PATH`.
+
+    Raises:
+        ConfigError: `listen` is neither.
+        CannotListen: the address cannot be had.
+    """
+    if listen.startswith("unix:"):
+        return bind_unix(Path(listen.removeprefix("unix:")))
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError([Problem(f"{source}: [server] listen", f"{listen!r} is neither HOST:PORT nor unix:PATH")])
+    return _bind_tcp(host.strip("[]"), int(port))
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        hint = ": another program listens there" if error.errno == errno.EADDRINUSE else ""
+        raise CannotListen(f"cannot listen on {host}:{port}{hint} ({error.strerror})") from error
+    return listener
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Bind a unix socket that only its owner may use; a socket left behind by a dead process is replaced.
+
+    Raises:
+        CannotListen: another process listens there, or the path is something else.
+    """
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {path}: {error.strerror}") from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise CannotListen(f"cannot listen on {path}: there is a file of that name")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise CannotListen(f"another gateway listens on {path}: stop it, or set another server.state_dir")
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: two sockets per stream add up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run(gateway: Gateway, *, tcp: bool) -> None:
+    """Bind, serve until told to stop, clean up. `tcp=False` listens on the core's unix socket alone.
+
+    Raises:
+        CannotListen, ConfigError, PluginError.
+    """
+    raise_file_limit()
+    gateway.make_dirs()
+    sockets = [bind_unix(gateway.core_socket)]
+    if tcp:
+        sockets.append(bind(gateway.config.server.listen, gateway.source))
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve(gateway, sockets))
+    finally:
+        for each in sockets:
+            each.close()
+        with contextlib.suppress(OSError):
+            os.unlink(gateway.core_socket)
+
+
+def loop_factory() -> Any:
+    """uvloop where it exists."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

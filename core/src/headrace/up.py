@@ -1,0 +1,152 @@
+"""`headrace up`: engines, core and front server under one supervisor, and the lines it prints."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from .gateway import Gateway
+from .supervisor import Process, Supervisor
+
+READY_POLL_SECONDS = 0.1
+MENTION_SECONDS = 5.0
+"""How often an unready backend is mentioned."""
+
+
+class Answer(msgspec.Struct):
+    """A status and a JSON body, read from the core's socket."""
+
+    status: int
+    body: bytes
+
+
+async def up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
+    """Run everything until SIGINT or SIGTERM.
+
+    Raises:
+        ProcessFailed: something could not be started.
+        PluginError, HeadraceError: a plugin cannot say what to run.
+    """
+    gateway.make_dirs()
+    started = time.perf_counter()
+    beside = gateway.hooks.processes(gateway)
+    front = any(process.role == "front" for process in beside)
+    supervisor = Supervisor([*beside, core_process(gateway, path, tcp=not front)], say)
+    supervisor.install_signals()
+
+    async def on_ready() -> None:
+        await until_ready(gateway)
+        announce(gateway, time.perf_counter() - started, as_json=as_json)
+
+    await supervisor.run(on_ready)
+    say("stopped")
+
+
+def core_process(gateway: Gateway, path: Path, *, tcp: bool) -> Process:
+    """The core as a child process."""
+    arguments = ["--config", str(path), "serve", *(() if tcp else ("--socket-only",))]
+    return Process(
+        name="core",
+        argv=[sys.executable, "-m", "headrace", *arguments],
+        role="core",
+        ready=answers(gateway.core_socket, "/health/live"),
+        ready_timeout=gateway.config.server.startup_timeout * (1 + len(gateway.plugins)),
+        stop_timeout=gateway.config.server.shutdown_timeout + 5.0,
+    )
+
+
+def answers(socket: Path, path: str) -> Callable[[], Awaitable[bool]]:
+    """A readiness check: whether a GET over a unix socket is answered 200."""
+
+    async def check() -> bool:
+        answer = await get(socket, path)
+        return answer is not None and answer.status == 200
+
+    return check
+
+
+async def get(socket: Path, path: str, timeout: float = 10.0) -> Answer | None:
+    """GET over a unix socket; None if nobody answers within `timeout` seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            try:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return None
+    words = head.split(b" ", 2)
+    return Answer(int(words[1]), body) if len(words) > 1 and words[1].isdigit() else None
+
+
+async def until_ready(gateway: Gateway) -> None:
+    """Wait until every model has a backend that answers; say now and then which do not."""
+    mentioned = time.monotonic()
+    while True:
+        answer = await get(gateway.core_socket, "/health/ready", gateway.config.health.timeout + 5)
+        if answer is not None and answer.status == 200:
+            return
+        if answer is not None and time.monotonic() - mentioned > MENTION_SECONDS:
+            mentioned = time.monotonic()
+            say(f"waiting for backends: {_reasons(answer.body)}")
+        await asyncio.sleep(READY_POLL_SECONDS)
+
+
+def _reasons(body: bytes) -> str:
+    report = msgspec.json.decode(body)
+    down = {name: each["reason"] for name, each in report.get("backends", {}).items() if each["status"] != "ok"}
+    return "; ".join(f"{name}: {reason}" for name, reason in down.items()) or "no model is configured"
+
+
+def announce(gateway: Gateway, seconds: float, *, as_json: bool) -> None:
+    """Tell a person on stderr how to use it, and a script on stdout in one line."""
+    fields = {
+        "url": f"http://{gateway.config.server.listen}/v1",
+        "key": "",
+        "model": next(iter(gateway.models.names()), ""),
+        **gateway.hooks.announce(gateway),
+    }
+    say(f"ready after {seconds:.1f} s")
+    for line in _instructions(fields):
+        click.echo(line, err=True)
+    ready = {name: fields[name] for name in ("url", "key", "model")}
+    click.echo(
+        msgspec.json.encode(ready).decode() if as_json else "READY " + " ".join(f"{k}={v}" for k, v in ready.items())
+    )
+    sys.stdout.flush()
+
+
+def _instructions(fields: dict[str, str]) -> list[str]:
+    body = msgspec.json.encode(
+        {"model": fields["model"], "stream": True, "messages": [{"role": "user", "content": "Say hello."}]}
+    ).decode()
+    trust = f" --cacert {fields['cacert']}" if fields.get("cacert") else ""
+    key = f" -H 'Authorization: Bearer {fields['key']}'" if fields["key"] else ""
+    page = [f"  playground  {fields['url'].removesuffix('/v1')}/playground"] if fields.get("playground") else []
+    return [
+        "",
+        f"  URL         {fields['url']}",
+        *([f"  key         {fields['key']}"] if fields["key"] else []),
+        f"  model       {fields['model']}",
+        *page,
+        "",
+        f"  curl -N{trust} {fields['url']}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        "",
+    ]
+
+
+def say(line: str) -> None:
+    """One line of progress, on stderr."""
+    click.echo(f"headrace: {line}", err=True)
+
+
+__all__: list[Any] = ["up"]

@@ -1,0 +1,113 @@
+"""The keys in memory: who sent this request? No I/O, one hash, about two microseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from hmac import compare_digest
+
+import msgspec
+
+from headrace.errors import Unauthenticated
+from headrace.exchange import Headers, Principal
+
+from .keyformat import PATTERN, PREFIX, SECRET_LENGTH, digest, new_salt
+from .record import Record
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What is needed to check one key."""
+
+    principal: Principal
+    salt: bytes
+    digest: bytes
+    expires: float
+    """Seconds since the epoch; infinity if never."""
+    revoked: bool
+
+    def __repr__(self) -> str:
+        return f"Entry({self.principal.id})"
+
+
+class KeyRing:
+    """Every key by its id. `replace` swaps the whole table at once; readers never see half of one."""
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, Entry] = {}
+        salt = new_salt()
+        self._nobody = Entry(Principal(id="nobody"), salt, digest(b"-" * SECRET_LENGTH, salt), 0.0, True)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def replace(self, records: Iterable[Record], *, development: bool) -> None:
+        """Take over what the database says; development keys count only if `development`."""
+        self._entries = {record.id.encode(): _entry(record, development) for record in records}
+
+    def authenticate(self, headers: Headers) -> Principal | None:
+        """Whose key these headers carry; None if they carry no key of ours.
+
+        Raises:
+            Unauthenticated: the key is wrong, revoked, expired or incomplete, or there are two different ones.
+        """
+        token = credential(headers)
+        if token is None:
+            return None
+        match = PATTERN.fullmatch(token)
+        if match is None:
+            if token.startswith(PREFIX):
+                raise Unauthenticated(
+                    "The API key is not complete: copy it again from its first to its last character."
+                )
+            return None
+        return self._check(*match.groups())
+
+    def _check(self, id: bytes, secret: bytes) -> Principal:
+        """An unknown id is compared with nobody's hash, so that it takes as long as a wrong secret."""
+        entry = self._entries.get(id)
+        known = entry is not None
+        entry = entry or self._nobody
+        if not compare_digest(digest(secret, entry.salt), entry.digest) or not known:
+            raise Unauthenticated("The API key is not valid.")
+        if entry.revoked:
+            raise Unauthenticated("The API key has been revoked: ask for a new one.")
+        if entry.expires <= time.time():
+            raise Unauthenticated("The API key has expired: ask for a new one.")
+        return entry.principal
+
+
+def credential(headers: Headers) -> bytes | None:
+    """The one credential in `Authorization` and `X-API-Key`; None if there is none.
+
+    Raises:
+        Unauthenticated: two different ones, so that no two parts of a system can disagree about who asks.
+    """
+    found = None
+    for name, value in headers:
+        if name == b"authorization":
+            token = _bearer(value)
+        elif name == b"x-api-key":
+            token = value.strip()
+        else:
+            continue
+        if found is not None and token and token != found:
+            raise Unauthenticated("Two different credentials were given: send one, in Authorization or in X-API-Key.")
+        found = token or found
+    return found
+
+
+def _bearer(value: bytes) -> bytes:
+    """The token after `Bearer`; another scheme's whole value, which is then no key of ours."""
+    scheme, _, token = value.strip().partition(b" ")
+    if scheme.lower() == b"bearer":
+        return token.strip()
+    if scheme.startswith(PREFIX):
+        raise Unauthenticated("The Authorization header lacks its scheme: send 'Authorization: Bearer KEY'.")
+    return value
+
+
+def _entry(record: Record, development: bool) -> Entry:
+    principal = Principal(id=record.id, name=record.name, role=record.role, models=record.allowed)
+    expires = record.expires if record.expires is not None else float("inf")
+    revoked = record.revoked is not None or (record.development and not development)
+    return Entry(principal, record.salt, record.digest, expires, revoked)

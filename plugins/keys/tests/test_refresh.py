@@ -1,0 +1,158 @@
+"""A running gateway follows what other processes do to the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.errors import PluginError, Unauthenticated
+from headrace.gateway import Gateway
+from headrace_keys import Plugin
+from headrace_keys.store import Store
+
+Make = Callable[..., Gateway]
+
+
+def works(gateway: Gateway, key: str) -> bool:
+    plugin: Plugin = gateway.plugins["keys"]
+    try:
+        return plugin.ring.authenticate([(b"authorization", f"Bearer {key}".encode())]) is not None
+    except Unauthenticated:
+        return False
+
+
+def revoke(database: Path, key: str) -> None:
+    with Store.open(database) as store, store.writing():
+        store.revoke(key.split("-")[1])
+
+
+async def test_a_key_made_before_the_start_works_at_once(
+    make_gateway: Make, create_elsewhere: Callable[[str], str]
+) -> None:
+    key = create_elsewhere("alice")
+    gateway = make_gateway()
+    async with gateway.running():
+        assert works(gateway, key)
+
+
+async def test_keys_made_and_revoked_by_another_process_count_within_a_second(
+    make_gateway: Make, database: Path, create_elsewhere: Callable[[str], str], eventually: Any
+) -> None:
+    gateway = make_gateway()
+    creations, revocations = [], []
+    async with gateway.running():
+        for number in range(3):  # the best of three: a busy machine may delay one
+            key = await asyncio.to_thread(create_elsewhere, f"key {number}")
+            creations.append(await eventually(lambda key=key: works(gateway, key)))
+            await asyncio.to_thread(revoke, database, key)
+            revocations.append(await eventually(lambda key=key: not works(gateway, key)))
+    assert min(creations) < 1 and min(revocations) < 1
+
+
+async def test_the_keys_are_read_again_only_after_a_change(
+    make_gateway: Make, create_elsewhere: Callable[[str], str], eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, reads = [], []
+    version, records = Store.version, Store.records
+    monkeypatch.setattr(Store, "version", lambda self: (looks.append(1), version(self))[1])
+    monkeypatch.setattr(Store, "records", lambda self: (reads.append(1), records(self))[1])
+    gateway = make_gateway(refresh_seconds=0.05)
+    async with gateway.running():
+        await eventually(lambda: len(looks) >= 5)
+        assert len(reads) == 1
+        key = await asyncio.to_thread(create_elsewhere, "alice")
+        await eventually(lambda: works(gateway, key))
+        assert len(reads) == 2
+
+
+async def test_a_backup_restored_into_the_database_counts_without_a_restart(
+    make_gateway: Make, database: Path, tmp_path: Path, eventually: Any
+) -> None:
+    with Store.open(tmp_path / "backup.db") as store, store.writing():
+        key = store.create("restored")[1].reveal()
+    gateway = make_gateway(refresh_seconds=0.05)
+    async with gateway.running():
+        with (
+            contextlib.closing(sqlite3.connect(tmp_path / "backup.db")) as backup,
+            contextlib.closing(sqlite3.connect(database)) as live,
+        ):
+            backup.backup(live)  # what `sqlite3 keys.db ".restore backup.db"` does
+        await eventually(lambda: works(gateway, key))
+
+
+async def test_while_the_database_cannot_be_read_the_old_keys_stay_and_it_is_said_once(
+    make_gateway: Make, database: Path, tmp_path: Path, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(database) as store, store.writing():
+        key = store.create("alice")[1].reveal()
+    gateway = make_gateway(refresh_seconds=0.05)
+    aside = tmp_path / "aside.db"
+
+    def said(level: int) -> list[str]:
+        return [each.getMessage() for each in caplog.records if (each.name, each.levelno) == ("headrace.keys", level)]
+
+    with caplog.at_level(logging.INFO, "headrace.keys"):
+        async with gateway.running():
+            database.rename(aside)
+            await eventually(lambda: bool(said(logging.ERROR)))
+            database.write_text("not a database" * 100)
+            await asyncio.sleep(0.3)  # several looks, each of which fails
+            assert works(gateway, key)
+            assert len(said(logging.ERROR)) == 1 and "stay in force" in said(logging.ERROR)[0]
+            aside.rename(database)
+            await eventually(lambda: bool(said(logging.WARNING)))
+            assert works(gateway, key)
+            revoke(database, key)
+            await eventually(lambda: not works(gateway, key))
+    assert key.split("-")[2] not in caplog.text
+    assert len(said(logging.ERROR)) == len(said(logging.WARNING)) == 1
+
+
+async def test_a_writer_that_holds_the_lock_does_not_hold_up_requests(
+    make_gateway: Make, database: Path, create_elsewhere: Callable[[str], str]
+) -> None:
+    key = create_elsewhere("alice")
+    gateway = make_gateway(refresh_seconds=0.05)
+    async with gateway.running():
+        holder = sqlite3.connect(database, isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        try:
+            slowest = 0.0
+            for _ in range(20):
+                started = time.perf_counter()
+                await asyncio.sleep(0.01)
+                assert works(gateway, key)
+                slowest = max(slowest, time.perf_counter() - started)
+            assert slowest < 1
+        finally:
+            holder.close()
+
+
+async def test_a_damaged_database_stops_the_start_with_a_clear_error(make_gateway: Make, database: Path) -> None:
+    database.write_text("not a database" * 100)
+    with pytest.raises(PluginError, match=r"plugin 'keys': .*damaged"):
+        async with make_gateway().running():
+            pass
+
+
+async def test_nothing_of_the_plugin_is_left_running_after_the_end(make_gateway: Make, database: Path) -> None:
+    before = asyncio.all_tasks()
+    async with make_gateway(refresh_seconds=0.05).running():
+        assert asyncio.all_tasks() != before
+    assert asyncio.all_tasks() == before
+    assert not (database.parent / "keys.db-wal").exists(), "the last connection was closed properly"
+
+
+async def test_the_path_of_the_database_may_be_absolute(make_gateway: Make, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with make_gateway(database=str(elsewhere / "k.db")).running():
+        assert (elsewhere / "k.db").exists()

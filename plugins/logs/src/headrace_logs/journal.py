@@ -1,0 +1,150 @@
+"""The log of a running gateway: its writer, the request lines, and the standard library's loggers in the same form."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from headrace.errors import PluginError
+
+from . import STATE
+from .bodies import request_text
+from .fields import level_of, request_fields
+from .redaction import Redactor
+from .rendering import Fields, renderer, stderr_is_terminal
+from .writer import FileSink, Sink, StderrSink, Writer
+
+if TYPE_CHECKING:
+    from headrace.exchange import Exchange, Outcome
+
+    from . import LogsConfig
+
+ADOPTED = ("headrace", "uvicorn.error", "asyncio")
+"""The loggers, each with those below it, whose messages become lines of ours."""
+
+_stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+class Journal:
+    """Open from `__aenter__` to `__aexit__`, which writes out what is left."""
+
+    def __init__(self, config: LogsConfig, state_dir: Path) -> None:
+        self._config = config
+        self._level: int = getattr(logging, config.level.upper())
+        self._redactor = Redactor(config.redact)
+        self._render = renderer(config.format, colours=config.path is None and stderr_is_terminal())
+        self._writer = Writer(_sink(config, state_dir), config.buffer_bytes, self._own_line)
+        self._log = structlog.wrap_logger(
+            _Lines(self._writer),
+            processors=[structlog.processors.add_log_level, _stamp, self._render],
+            wrapper_class=structlog.make_filtering_bound_logger(self._level),
+            context_class=dict,
+        ).bind()
+        self._stack = contextlib.ExitStack()
+
+    async def __aenter__(self) -> Journal:
+        self._writer.start()
+        self._stack.enter_context(self._adopted())
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._stack.close()
+        await asyncio.to_thread(self._writer.stop)
+
+    def request(self, exchange: Exchange, outcome: Outcome) -> None:
+        """Write the line of one request."""
+        level = level_of(outcome)
+        if level < self._level:
+            return
+        fields = request_fields(exchange, outcome, self._redactor)
+        if self._config.bodies:
+            fields.update(self._bodies(exchange))
+        self._log.log(level, "request", **fields)
+
+    def _bodies(self, exchange: Exchange) -> dict[str, str]:
+        limit = self._config.max_body_bytes
+        fields = {"request_body": request_text(exchange.body, self._redactor, limit)}
+        tap = exchange.state.get(STATE)
+        if tap is not None:
+            fields["response_text"] = self._redactor.prefix(tap.text(), limit)
+        return fields
+
+    @contextlib.contextmanager
+    def _adopted(self) -> Iterator[None]:
+        """Let the standard library's loggers write to us, and give them back as they were."""
+        handler = _Handler(self._writer)
+        handler.setFormatter(self._formatter())
+        before = {}
+        for name in ADOPTED:
+            logger = logging.getLogger(name)
+            before[logger] = (logger.handlers[:], logger.level, logger.propagate)
+            logger.handlers[:] = [handler]
+            logger.propagate = False
+            logger.setLevel(self._level)
+        try:
+            yield
+        finally:
+            for logger, (handlers, level, propagate) in before.items():
+                logger.handlers[:] = handlers
+                logger.propagate = propagate
+                logger.setLevel(level)
+
+    def _formatter(self) -> logging.Formatter:
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, _stamp],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                self._redacted,
+                self._render,
+            ],
+        )
+
+    def _redacted(self, logger: Any, name: str, fields: Fields) -> Fields:
+        for key, value in fields.items():
+            if isinstance(value, str):
+                fields[key] = self._redactor.text(value)
+        return fields
+
+    def _own_line(self, message: str, **fields: object) -> str:
+        stamped = _stamp(None, "warning", {"level": "warning", "event": message, "logger": "headrace.logs", **fields})
+        return self._render(None, "warning", stamped)
+
+
+def _sink(config: LogsConfig, state_dir: Path) -> Sink:
+    if config.path is None:
+        return StderrSink()
+    path = state_dir / Path(config.path).expanduser()
+    try:
+        return FileSink(path)
+    except OSError as error:
+        raise PluginError(
+            "logs", f"path: cannot write {path}: {error.strerror}; change it or its permissions"
+        ) from error
+
+
+class _Lines:
+    """What structlog writes to: every level is the same to it."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.debug = self.info = self.warning = self.error = writer.write
+
+
+class _Handler(logging.Handler):
+    """Formats a record where it was logged and hands the line over."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self.format(record))
+        except Exception:
+            self.handleError(record)

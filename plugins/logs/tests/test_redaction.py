@@ -1,0 +1,135 @@
+"""What is replaced in text, and what is not: `redaction_corpus.toml`."""
+
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headrace_logs.redaction import MARGIN, REDACTED, Redactor
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CORPUS = tomllib.loads((Path(__file__).parent / "redaction_corpus.toml").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("case", CORPUS["positive"], ids=lambda case: case["name"])
+def test_secrets_in_text_are_replaced(case):
+    redacted = Redactor().text(case["text"])
+    assert REDACTED in redacted
+    assert not [piece for piece in case["secret"] if piece in redacted]
+
+
+@pytest.mark.parametrize("case", CORPUS["negative"], ids=lambda case: case["name"])
+def test_harmless_text_stays_as_it_is(case):
+    assert Redactor().text(case["text"]) == case["text"]
+
+
+@pytest.mark.parametrize("case", CORPUS["positive"], ids=lambda case: case["name"])
+def test_redacting_twice_changes_nothing_more(case):
+    once = Redactor().text(case["text"])
+    assert Redactor().text(once) == once
+
+
+def test_the_rest_of_a_text_is_kept():
+    assert Redactor().text("by ada@example.org, at noon") == f"by {REDACTED}, at noon"
+
+
+def test_names_given_by_the_operator_may_be_addresses_but_not_keys():
+    redactor = Redactor()
+    assert redactor.secrets("ada@example.org") == "ada@example.org"
+    assert redactor.secrets("sk-aaaaAAAA1111bbbbBBBB") == REDACTED
+
+
+def test_configured_patterns_are_replaced_too():
+    assert Redactor([r"\bACME-\d+"]).text("order ACME-42 of ACME") == f"order {REDACTED} of ACME"
+
+
+def test_a_configured_pattern_may_match_a_plain_word():
+    assert Redactor(["^swordfish$"]).text("swordfish") == REDACTED
+
+
+def test_a_replacement_is_taken_literally():
+    assert Redactor([r"(a)(b)"]).text("xabx") == f"x{REDACTED}x"
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_a_secret_across_the_cut_does_not_show(cut):
+    text = "x " * 30 + "ada@example.org sk-aaaaAAAA1111bbbbBBBB " + "y " * MARGIN
+    shown = Redactor().prefix(text, 50 + cut)
+    assert "aaaa" not in shown
+    assert "ada" not in shown
+    assert len(shown) <= 51 + cut
+
+
+def test_every_text_in_a_tree_is_redacted():
+    tree = {
+        "messages": [{"role": "user", "content": "I am ada@example.org"}],
+        "card": 4111111111111111,
+        "api_key": "short",
+        "password": 1234,
+        "secret": ["short"],
+        "authorization": None,
+        "properties": {"password": {"type": "string"}},
+        "temperature": 0.5,
+        "stream": True,
+        "ada@example.org": None,
+    }
+    assert Redactor().tree(tree, 1000) == {
+        "messages": [{"role": "user", "content": f"I am {REDACTED}"}],
+        "card": REDACTED,
+        "api_key": REDACTED,
+        "password": REDACTED,
+        "secret": REDACTED,
+        "authorization": None,
+        "properties": {"password": {"type": "string"}},
+        "temperature": 0.5,
+        "stream": True,
+        REDACTED: None,
+    }
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "4",
+        "4 ",
+        "sk-",
+        "eyJ",
+        "eyJhbGci.",
+        "bearer ",
+        "a@",
+        "a.",
+        "@a.",
+        "://",
+        "authorization:",
+        "hr-a",
+        '"api_key":"',
+        "%",
+    ],
+)
+def test_no_text_takes_long(piece):
+    text = piece * (200_000 // len(piece))
+    started = time.process_time()
+    Redactor().text(text)
+    assert time.process_time() - started < 2  # linear: some 10 ms; quadratic: minutes
+
+
+@unhurried
+@given(st.text())
+def test_any_text_can_be_redacted(text):
+    assert isinstance(Redactor().text(text), str)
+    assert len(Redactor().prefix(text, 5)) <= 6
+
+
+@unhurried
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_any_tree_can_be_redacted(tree):
+    Redactor().tree(tree, 10)

