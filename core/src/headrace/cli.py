@@ -284,7 +284,7 @@ def version(as_json: bool) -> None:
             click.echo(f"{name} {value}")
 
 
-class _plain_errors:  # noqa: N801 - reads as the statement it is
+class _plain_errors:
     """Prints Headrace's own errors as one clear message and leaves with exit status 1."""
 
     def __enter__(self) -> None: ...

@@ -25,9 +25,8 @@ TAIL_CHUNKS = 8
 """How many of the last chunks are kept to see whether a stream was complete and what it used."""
 
 NOT_OURS = frozenset(
-    (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"te", b"trailer", b"upgrade")
-    + (b"transfer-encoding", b"content-length", b"date", b"server", b"set-cookie", b"x-request-id", b"alt-svc")
-    + (b"strict-transport-security", b"www-authenticate")
+    b"connection keep-alive proxy-authenticate proxy-connection te trailer upgrade transfer-encoding content-length "
+    b"date server set-cookie x-request-id alt-svc strict-transport-security www-authenticate".split()
 )
 """Response headers of a backend that end here: hop by hop, or the gateway's own to say."""
 

@@ -58,7 +58,7 @@ async def explain(
         await _decide(exchange, gateway, report)
     except GatewayError as error:
         report["error"] = {"status": error.status, **error_object(error)}
-    report["plugins"] = {hook: list(names) for hook in REQUEST_HOOKS if (names := gateway.hooks.implementers(hook))}
+    report["plugins"] = {hook: list(plugins) for hook in REQUEST_HOOKS if (plugins := gateway.hooks.implementers(hook))}
     return report
 
 

@@ -52,8 +52,9 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """Everything a plugin may need to know. Made without I/O: `assemble()` lets plugins register, `running()` opens what
-    needs a loop.
+    """Everything a plugin may need to know.
+
+    Made without I/O: `assemble()` lets plugins register, `running()` opens what needs a loop.
 
     `upstream` may be used from `lifespan` on.
     """

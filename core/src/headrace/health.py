@@ -34,7 +34,7 @@ class HealthBoard:
 
     async def report(self, models: Models) -> dict[str, Health]:
         """The health of every backend of every model, by target name."""
-        targets = {target.name: target for model in models for target in model.targets}  # type: ignore[attr-defined]
+        targets = {target.name: target for model in models for target in model.targets}
         results = await asyncio.gather(*(self._result(target) for target in targets.values()))
         return dict(zip(targets, results, strict=True))
 

@@ -69,6 +69,15 @@ def build_models(
     return Models(models)
 
 
+def _distinct(used: Iterable[str | BackendConfig]) -> list[str | BackendConfig]:
+    """In order, without a backend named twice (in `targets` and again in `fallback`)."""
+    kept: list[str | BackendConfig] = []
+    for each in used:
+        if each not in kept:
+            kept.append(each)
+    return kept
+
+
 class _Builder:
     def __init__(
         self,
@@ -94,7 +103,7 @@ class _Builder:
             )
             policy = self.policies["in_order"]
         used = [*config.targets, *(config.fallback if config.use_fallback else ())]
-        targets = [self.target(name, number, target) for number, target in enumerate(dict.fromkeys(used))]
+        targets = [self.target(name, number, target) for number, target in enumerate(_distinct(used))]
         return Model(
             name,
             tuple(target for target in targets if target),

@@ -21,7 +21,6 @@ from .errors import ConfigError, HeadraceError, PluginError, Problem
 from .kinds import PROJECT, Kind
 from .settings import decode_plugin
 
-
 IMPORT_SECONDS = 30.0
 """How long an import may take where no configuration says otherwise."""
 

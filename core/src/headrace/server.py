@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import resource
 import socket
 import stat
@@ -195,7 +194,7 @@ def run(gateway: Gateway, *, tcp: bool) -> None:
         for each in sockets:
             each.close()
         with contextlib.suppress(OSError):
-            os.unlink(gateway.core_socket)
+            gateway.core_socket.unlink()
 
 
 def loop_factory() -> Any:

@@ -51,8 +51,8 @@ def parse(
 ) -> Config:
     """Check a configuration that is already a mapping. Raises ConfigError as `load` does."""
     decoder = Decoder(source)
-    resolved = resolve(document, environ)
-    plugins = resolved.pop("plugins", {})
+    plugins = _resolve_plugins(document.get("plugins", {}), environ)
+    resolved = resolve({name: table for name, table in document.items() if name != "plugins"}, environ)
     config: Config | None = decoder.decode(_without_unused_backends(resolved), Config, ())
     if isinstance(plugins, dict):
         for name, table in plugins.items():
@@ -90,6 +90,16 @@ def resolve(value: Any, environ: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [resolve(item, environ) for item in value]
     return value
+
+
+def _resolve_plugins(plugins: Any, environ: Mapping[str, str]) -> Any:
+    """As `resolve`, but `[plugins.logs] file = "x"` is that plugin's key, not a reference."""
+    if not isinstance(plugins, dict):
+        return plugins
+    return {
+        name: {key: resolve(value, environ) for key, value in table.items()} if isinstance(table, dict) else table
+        for name, table in plugins.items()
+    }
 
 
 def _resolve_reference(reference: dict[str, Any], environ: Mapping[str, str]) -> Any:

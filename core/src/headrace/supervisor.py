@@ -57,7 +57,7 @@ class Supervisor:
         self._say = say
         self.stop = asyncio.Event()
 
-    async def run(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, on_ready: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start everything, role by role, run `on_ready`, wait for `stop`, end everything.
 
         Raises:
@@ -162,7 +162,7 @@ class _Ward:
             await asyncio.wait_for(child.wait(), self.process.stop_timeout)
         except TimeoutError:
             self._say(f"{self.process.name} did not stop in {self.process.stop_timeout:g} s: killed")
-            self._signal(signal.SIGKILL)
+            self._kill()
             await child.wait()
 
     async def _spawn(self) -> None:
@@ -214,7 +214,13 @@ class _Ward:
                 self._say(f"{self.process.name} is back")
             except ProcessFailed as error:
                 self._say(str(error))
-                self._signal(signal.SIGKILL)
+                self._kill()
+
+    def _kill(self) -> None:
+        """End the process and whatever it started: each child leads a process group of its own."""
+        if self._child is not None and self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child is not None and self._child.returncode is None:

@@ -15,7 +15,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from .errors import GatewayError, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
-from .exchange import Exchange, Headers, Reply, Target, UpstreamRequest
+from .exchange import Exchange, Headers, Reply, Target, UpstreamRequest, header
 
 KEEP_ALIVE_SECONDS = 3.0
 """Idle connections are dropped before servers drop theirs (uvicorn, and so vLLM, and llama.cpp: 5 s)."""
@@ -242,7 +242,8 @@ async def _check_status(reply: Reply, target: Target) -> Reply:
     """Pass on an error answer that is the caller's; raise one that is the backend's or the operator's."""
     content = reply.content or b""
     detail = f"target {target.name} answered {reply.status}: {content[:DETAIL_LIMIT].decode('utf-8', 'replace')}"
-    retry_after = {"Retry-After": value.decode("latin-1") for name, value in reply.headers if name == b"retry-after"}
+    waiting = header(reply.headers, b"retry-after")
+    retry_after = {"Retry-After": waiting} if waiting else {}
     if reply.status in (401, 403, 407):
         raise UpstreamError("The backend refused the gateway's own credentials.", code="upstream_auth", detail=detail)
     if reply.status == 429:

@@ -1,0 +1,194 @@
+"""The test kit for plugin authors: a real gateway on a real socket, and a backend that does what it is told.
+
+async with FakeBackend() as backend, serve(backend.config(plugins={"mine": {}})) as running:
+    ...  # any HTTP client against running.url
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+from .gateway import Gateway
+from .server import bind, make_server
+from .settings import parse
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A gateway that answers at `url` (without `/v1`)."""
+
+    url: str
+    gateway: Gateway
+
+
+@contextlib.asynccontextmanager
+async def serve(document: Mapping[str, Any]) -> AsyncIterator[Running]:
+    """Run a gateway with this configuration in the current event loop, on a free port of the loopback.
+
+    State goes to a temporary directory unless `server.state_dir` is given.
+
+    Raises:
+        ConfigError, PluginError: as at start-up.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-") as state:
+        server = {"state_dir": state, "shutdown_timeout": 5.0, **document.get("server", {})}
+        gateway = Gateway(parse({**document, "server": server}, source="test")).assemble()
+        listener = bind("127.0.0.1:0")
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with gateway.running():
+            running = make_server(gateway)
+            running.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+            task = asyncio.create_task(running.serve(sockets=[listener]))
+            try:
+                while not running.started and not task.done():
+                    await asyncio.sleep(0.005)
+                yield Running(url, gateway)
+            finally:
+                running.should_exit = True
+                await task
+
+
+class FakeBackend:
+    """An OpenAI-compatible backend on a real socket, for tests of what real ones cannot be made to do on demand.
+
+    Attributes:
+        status: answered to every request.
+        chunks: how many content chunks a stream has.
+        pause: seconds before each chunk.
+        cut_after: close the connection after this many chunks; None: end properly.
+        silent: never answer.
+        requests: every request so far: path, headers, body.
+        closed_early: set when a client closed the connection before its answer was complete.
+    """
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.chunks = 3
+        self.pause = 0.0
+        self.cut_after: int | None = None
+        self.silent = False
+        self.error_body = b'{"error":{"message":"told to fail","type":"server_error","param":null,"code":null}}'
+        self.response_headers: dict[str, str] = {}
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.streaming = asyncio.Event()
+        self.closed_early = asyncio.Event()
+        self.url = ""
+
+    def config(self, **tables: Any) -> dict[str, Any]:
+        """A configuration whose model `test` is this backend; open to everybody. `tables` are added to it."""
+        plugins = {"openai": {}, **tables.pop("plugins", {})}
+        return {
+            "server": {"anonymous": True},
+            "backends": {"fake": {"provider": "openai", "base_url": self.url, "model": "fake-model"}},
+            "models": {"test": {"targets": ["fake"]}},
+            "plugins": plugins,
+            **tables,
+        }
+
+    async def __aenter__(self) -> FakeBackend:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._server.close()
+        for task in asyncio.all_tasks():
+            if task.get_name() == f"fake-backend-{id(self)}":
+                task.cancel()
+        await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name(f"fake-backend-{id(self)}")
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        request, *lines = head.rstrip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        path = request.split(" ")[1]
+        self.requests.append((path, headers, body))
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait(
+                (answer := asyncio.ensure_future(self._answer(path, body, writer)), gone),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not answer.done():
+                answer.cancel()
+                self.closed_early.set()
+                return False
+            return answer.result() and not gone.done()
+        finally:
+            gone.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gone
+
+    async def _answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        if self.silent:
+            await asyncio.Event().wait()
+        fields = msgspec.json.decode(body) if body else {}
+        if self.status != 200:
+            self._whole(writer, self.error_body)
+        elif path.endswith("/models"):
+            self._whole(writer, b'{"object":"list","data":[{"id":"fake-model","object":"model"}]}')
+        elif fields.get("stream"):
+            return await self._stream(writer, fields)
+        else:
+            await asyncio.sleep(self.pause)
+            self._whole(writer, COMPLETION)
+        await writer.drain()
+        return True
+
+    def _whole(self, writer: asyncio.StreamWriter, body: bytes) -> None:
+        extra = "".join(f"{name}: {value}\r\n" for name, value in self.response_headers.items())
+        head = (
+            f"HTTP/1.1 {self.status} X\r\nContent-Type: application/json\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+
+    async def _stream(self, writer: asyncio.StreamWriter, fields: Mapping[str, Any]) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number in range(self.chunks):
+            if number == self.cut_after:
+                await writer.drain()
+                return False
+            await asyncio.sleep(self.pause)
+            _chunk(writer, CHUNK % number)
+            await writer.drain()
+            self.streaming.set()
+        for last in (FINISH, *((USAGE,) if (fields.get("stream_options") or {}).get("include_usage") else ()), DONE):
+            _chunk(writer, last)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+
+CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"t%d "}}]}\n\n'
+FINISH = (
+    b'data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+)
+USAGE = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8}}\n\n'
+DONE = b"data: [DONE]\n\n"
+COMPLETION = (
+    b'{"id": "c", "object":"chat.completion","created":1,"model":"fake-model","choices":[{"index":0,"message":'
+    b'{"role":"assistant","content":"hi"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":5,"completion_tokens":1,"total_tokens":6}}'
+)
+
+
+def _chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(b"%x\r\n%s\r\n" % (len(data), data))
