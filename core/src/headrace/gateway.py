@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -59,8 +59,15 @@ class Gateway:
     `upstream` may be used from `lifespan` on.
     """
 
-    def __init__(self, config: Config, source: str = "configuration") -> None:
+    def __init__(
+        self, config: Config, source: str = "configuration", plugins: Mapping[str, type[Any]] | None = None
+    ) -> None:
         """
+        Args:
+            config: checked, as `settings.load` gives it.
+            source: what problems are reported under, a file's name.
+            plugins: classes to use for these names in place of what is installed: for tests.
+
         Raises:
             ConfigError, PluginError: everything that is wrong, at once.
         """
@@ -74,8 +81,12 @@ class Gateway:
         self.routes: list[Route] = []
         self.models = Models(())
         self.hooks = Hooks(specifications())
-        self.plugins = load_plugins(config, self, source)
-        self.hooks = Hooks(compile_hooks(self.plugins, config.order, source), trace=config.server.trace_errors)
+        self.plugins = load_plugins(config, self, source, plugins or {})
+        self.hooks = Hooks(
+            compile_hooks(self.plugins, config.order, source),
+            trace=config.server.trace_errors,
+            startup_timeout=config.server.startup_timeout,
+        )
         self._assembled = False
 
     @classmethod
@@ -167,7 +178,7 @@ class Gateway:
         self.health: HealthBoard = HealthBoard(self.config.health, checks)
         self.upstream: Upstream = Upstream()
         try:
-            async with self.hooks.lifespan(self, self.config.server.startup_timeout):
+            async with self.hooks.lifespan(self):
                 yield
         finally:
             await self.upstream.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from .errors import GatewayError, PluginError, PluginFault
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
 from .registry import Hook
 from .streaming import Tap
+from .timelimit import time_limit
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -27,13 +28,15 @@ Calls = tuple[tuple[str, Callable[..., Any]], ...]
 class Hooks:
     """Calls hooks in their frozen order. Holds no state of a request.
 
-    `trace` logs tracebacks with failures that are survived.
+    `trace` logs tracebacks with failures that are survived; `startup_timeout` (seconds) interrupts a setup hook that
+    blocks.
     """
 
-    def __init__(self, hooks: Mapping[str, Hook], *, trace: bool = False) -> None:
+    def __init__(self, hooks: Mapping[str, Hook], *, trace: bool = False, startup_timeout: float = 30.0) -> None:
         self._calls: dict[str, Calls] = {name: hook.calls for name, hook in hooks.items()}
         self.compiled = dict(hooks)
         self.trace = trace
+        self._startup_timeout = startup_timeout
         calls = self._calls
         self._authenticate = calls["authenticate"]
         self._authorize = calls["authorize"]
@@ -59,14 +62,14 @@ class Hooks:
             PluginError: naming the plugin and the hook.
         """
         for name, call in self._calls[hook]:
-            with _start_up_fault(name, hook):
+            with self._starting(name, hook):
                 call(*arguments)
 
     def collect_setup(self, hook: str, *arguments: Any) -> list[Any]:
         """The answers of a COLLECT hook of the setup that are not None. Raises PluginError."""
         answers = []
         for name, call in self._calls[hook]:
-            with _start_up_fault(name, hook):
+            with self._starting(name, hook):
                 answers.append(call(*arguments))
         return [answer for answer in answers if answer is not None]
 
@@ -84,28 +87,34 @@ class Hooks:
 
     def asgi_wrapper(self, app: ASGIApp) -> ASGIApp:
         for name, call in self._calls["asgi_wrapper"]:
-            with _start_up_fault(name, "asgi_wrapper"):
+            with self._starting(name, "asgi_wrapper"):
                 app = call(app) or app
         return app
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, gateway: Gateway, timeout: float) -> AsyncIterator[None]:
-        """Enter every plugin's lifespan, each within `timeout` seconds; leave them all, whatever one of them does."""
+    async def lifespan(self, gateway: Gateway) -> AsyncIterator[None]:
+        """Enter every plugin's lifespan, each within the time limit; leave them all, whatever one of them does."""
         import asyncio
 
         async with AsyncExitStack() as stack:
             for name, call in self._calls["lifespan"]:
                 try:
-                    with _start_up_fault(name, "lifespan"):
+                    with self._starting(name, "lifespan"):
                         manager = call(gateway)
-                        if manager is None:
-                            continue
-                        async with asyncio.timeout(timeout):
+                    if manager is None:
+                        continue
+                    with _start_up_fault(name, "lifespan"):
+                        async with asyncio.timeout(self._startup_timeout):
                             await stack.enter_async_context(manager)
                 except TimeoutError as error:
                     raise PluginError(
-                        name, f"did not start in {timeout:g} s (server.startup_timeout)", "lifespan"
+                        name, f"did not start in {self._startup_timeout:g} s (server.startup_timeout)", "lifespan"
                     ) from error
+            yield
+
+    @contextlib.contextmanager
+    def _starting(self, plugin: str, hook: str) -> Iterator[None]:
+        with _start_up_fault(plugin, hook), time_limit(plugin, "the call", self._startup_timeout, hook):
             yield
 
     # --- per request -------------------------------------------------------------------------------------------
@@ -262,7 +271,7 @@ _NOTHING: AbstractAsyncContextManager[None] = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _start_up_fault(plugin: str, hook: str) -> Any:
+def _start_up_fault(plugin: str, hook: str) -> Iterator[None]:
     try:
         yield
     except (GatewayError, PluginError, TimeoutError):

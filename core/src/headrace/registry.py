@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from types import FrameType
 from typing import Any, Protocol
 
 import msgspec
@@ -20,6 +16,7 @@ from .config import Config
 from .errors import ConfigError, HeadraceError, PluginError, Problem
 from .kinds import PROJECT, Kind
 from .settings import decode_plugin
+from .timelimit import time_limit
 
 IMPORT_SECONDS = 30.0
 """How long an import may take where no configuration says otherwise."""
@@ -52,8 +49,8 @@ def specifications() -> dict[str, Hook]:
     }
 
 
-def load_plugins(config: Config, gateway: Any, source: str) -> dict[str, Any]:
-    """Import and make every enabled plugin, in file order.
+def load_plugins(config: Config, gateway: Any, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Import and make every enabled plugin, in file order. `given` classes are used in place of entry points.
 
     Raises:
         ConfigError, PluginError: one problem alone; ConfigError with all of them if there are several.
@@ -64,7 +61,9 @@ def load_plugins(config: Config, gateway: Any, source: str) -> dict[str, Any]:
     for name, table in config.plugins.items():
         try:
             if _is_enabled(name, table, source):
-                plugins[name] = _load(name, table, available, gateway, config, source)
+                limit = config.server.startup_timeout
+                plugin_class = given.get(name) or _find(name, available, limit)
+                plugins[name] = _make(name, plugin_class, table, gateway, source, limit)
         except ConfigError as error:
             problems.extend(error.problems)
         except PluginError as error:
@@ -76,10 +75,7 @@ def load_plugins(config: Config, gateway: Any, source: str) -> dict[str, Any]:
 
 def plugin_class(name: str) -> Any:
     """The class of an installed plugin, imported. Raises PluginError."""
-    found = discovery.installed().get(name)
-    if found is None:
-        raise PluginError(name, "is not installed")
-    return _import(found, IMPORT_SECONDS)
+    return _find(name, discovery.installed(), IMPORT_SECONDS)
 
 
 def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]], source: str) -> dict[str, Hook]:
@@ -109,23 +105,19 @@ def _is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
     return enabled
 
 
-def _load(
-    name: str,
-    table: Mapping[str, Any],
-    available: Mapping[str, discovery.Found],
-    gateway: Any,
-    config: Config,
-    source: str,
-) -> Any:
+def _find(name: str, available: Mapping[str, discovery.Found], limit: float) -> Any:
+    """The class of an installed plugin, imported. Raises PluginError."""
     found = available.get(name)
     if found is None:
         known = ", ".join(available) or "none"
         raise PluginError(name, f"is not installed: pip install headrace-{name} (installed: {known})")
     found.check_version(metadata.version("headrace"))
-    limit = config.server.startup_timeout
-    plugin_class = _import(found, limit)
+    return _import(found, limit)
+
+
+def _make(name: str, plugin_class: Any, table: Mapping[str, Any], gateway: Any, source: str, limit: float) -> Any:
     decoded = decode_plugin(name, table, getattr(plugin_class, "Config", _NoConfig), source)
-    with _time_limit(name, "__init__", limit):
+    with time_limit(name, "__init__", limit):
         try:
             return plugin_class(decoded, gateway)
         except HeadraceError:
@@ -136,7 +128,7 @@ def _load(
 
 def _import(found: discovery.Found, limit: float) -> Any:
     module, _, attribute = found.value.partition(":")
-    with _time_limit(found.name, "import", limit):
+    with time_limit(found.name, "import", limit):
         try:
             value: Any = importlib.import_module(module)
             for part in attribute.split("."):
@@ -152,25 +144,6 @@ def _import(found: discovery.Found, limit: float) -> Any:
 
 class _NoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration of a plugin that declares none: every key is unknown."""
-
-
-@contextlib.contextmanager
-def _time_limit(plugin: str, what: str, seconds: float) -> Iterator[None]:
-    """Interrupt a plugin that blocks. Works in the main thread only, which is where plugins are loaded."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise PluginError(plugin, f"{what} did not finish in {seconds:g} s (server.startup_timeout)")
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def _check_order(

@@ -1,6 +1,6 @@
 """The test kit for plugin authors: a real gateway on a real socket, and a backend that does what it is told.
 
-async with FakeBackend() as backend, serve(backend.config(plugins={"mine": {}})) as running:
+async with FakeBackend() as backend, serve(backend.config(), plugins={"mine": Plugin}) as running:
     ...  # any HTTP client against running.url
 """
 
@@ -27,25 +27,30 @@ class Running(msgspec.Struct, frozen=True):
 
 
 @contextlib.asynccontextmanager
-async def serve(document: Mapping[str, Any]) -> AsyncIterator[Running]:
+async def serve(document: Mapping[str, Any], plugins: Mapping[str, type[Any]] | None = None) -> AsyncIterator[Running]:
     """Run a gateway with this configuration in the current event loop, on a free port of the loopback.
 
-    State goes to a temporary directory unless `server.state_dir` is given.
+    State goes to a temporary directory unless `server.state_dir` is given. `plugins` are classes that need not be
+    installed: each is enabled under its name, with the `[plugins.NAME]` table of the document if there is one.
 
     Raises:
         ConfigError, PluginError: as at start-up.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-") as state:
         server = {"state_dir": state, "shutdown_timeout": 5.0, **document.get("server", {})}
-        gateway = Gateway(parse({**document, "server": server}, source="test")).assemble()
+        tables = {**document.get("plugins", {})}
+        for name in plugins or ():
+            tables.setdefault(name, {})
+        config = parse({**document, "server": server, "plugins": tables}, source="test")
+        gateway = Gateway(config, "test", plugins).assemble()
         listener = bind("127.0.0.1:0")
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with gateway.running():
             running = make_server(gateway)
-            running.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+            running.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
             task = asyncio.create_task(running.serve(sockets=[listener]))
             try:
-                while not running.started and not task.done():
+                while not running.started and not task.done():  # noqa: ASYNC110 (uvicorn has a flag, no event)
                     await asyncio.sleep(0.005)
                 yield Running(url, gateway)
             finally:
