@@ -267,7 +267,7 @@ def new_plugin(name: str, into: Path) -> None:
     with _plain_errors():
         folder = render(name, into)
     click.echo(f"wrote {folder}")
-    click.echo(f"next: pip install -e {folder}, then add [plugins.{name}] to the configuration", err=True)
+    click.echo(f"next: pip install -e '{folder}[test]', then add [plugins.{name}] to the configuration", err=True)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from importlib import metadata
 from typing import Literal
@@ -32,11 +33,7 @@ class Found(msgspec.Struct, frozen=True):
         Raises:
             PluginError: naming both versions.
         """
-        if self.needs is None:
-            return
-        from packaging.specifiers import SpecifierSet
-
-        if not SpecifierSet(self.needs, prereleases=True).contains(core_version):
+        if self.needs is not None and not _admits(self.needs, core_version):
             raise PluginError(
                 self.name,
                 f"{self.distribution} {self.version} needs headrace {self.needs}, this is {core_version}: "
@@ -71,13 +68,31 @@ def _found(entry: metadata.EntryPoint) -> Found:
     )
 
 
-def _range_of_core(requires: list[str] | None) -> str | None:
-    for requirement in requires or ():
-        if not requirement.replace("_", "-").lower().startswith("headrace"):
-            continue
-        from packaging.requirements import Requirement
+_NEEDS_CORE = re.compile(r"headrace\s*(?:\[[^]]*\]\s*)?\(?\s*([<>=!~][^;)]*)?\)?\s*(?:;.*)?", re.IGNORECASE)
+_BOUND = re.compile(r"(>=|<)\s*(\d+(?:\.\d+)*)")
+_RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
-        parsed = Requirement(requirement)
-        if parsed.name.lower() == "headrace":
-            return str(parsed.specifier) or None
+
+def _range_of_core(requires: list[str] | None) -> str | None:
+    """The version range in a requirement such as `headrace<0.2,>=0.1` (PEP 508)."""
+    for requirement in requires or ():
+        found = _NEEDS_CORE.fullmatch(requirement.strip())
+        if found:
+            return found[1] or None
     return None
+
+
+def _admits(needs: str, version: str) -> bool:
+    """Whether a version is in a range. `packaging` knows every form; the usual one does not pay for its import."""
+    bounds = [_BOUND.fullmatch(part.strip()) for part in needs.split(",")]
+    if all(bounds) and _RELEASE.fullmatch(version):
+        release = _numbers(version)
+        return all((release >= _numbers(each[2])) is (each[1] == ">=") for each in bounds if each)
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(needs, prereleases=True).contains(version)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """A release as numbers, without the zeros at its end: 0.1.0 is 0.1."""
+    return tuple(map(int, re.sub(r"(\.0+)+$", "", version).split(".")))

@@ -94,7 +94,11 @@ def processes(gateway: Gateway) -> Sequence[Process] | None:
 
 @spec(Kind.COLLECT)
 def announce(gateway: Gateway) -> Mapping[str, str] | None:
-    """Fields of the `READY` line that `headrace up` prints: `url`, `key`, `model`. The first plugin to say wins."""
+    """What `headrace up` tells once everything answers. The first plugin to say a field wins.
+
+    `url`, `key` and `model` make the `READY` line; `cacert` (a file for clients to trust) and `playground` (a path)
+    help a person on.
+    """
 
 
 # --- Per request, in the order in which they happen. ---

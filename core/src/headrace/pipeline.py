@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .connection import ClientLeft, Connection
 from .delivery import Cut, choose, deliver, head
-from .errors import Forbidden, GatewayError, PluginFault, Unauthenticated, Unavailable
+from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated
 from .exchange import ANONYMOUS, Attempt, Exchange, Outcome, Principal, Reply, Target
 
 if TYPE_CHECKING:
@@ -81,7 +81,11 @@ async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
     assert exchange.peek is not None
     model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
     exchange.model = model
-    last: GatewayError = Unavailable(f"No backend of {model.name!r} can answer {exchange.endpoint.name} requests.")
+    last: GatewayError = InvalidRequest(
+        f"The model {model.name!r} does not answer {exchange.endpoint.path}.",
+        param="model",
+        code="unsupported_endpoint",
+    )
     for target in model.policy.order(exchange, model.targets):
         provider = gateway.providers[target.provider]
         if exchange.endpoint.name not in provider.endpoints:

@@ -84,7 +84,7 @@ def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]]
     Raises:
         ConfigError: every wrong signature, colour, misspelt hook and unknown name in `[order]`, at once.
     """
-    manager = pluggy.PluginManager(PROJECT)
+    manager = _Manager(PROJECT)
     manager.add_hookspecs(hookspecs)
     hooks = specifications()
     problems = list(_check_order(order, hooks, plugins, source))
@@ -160,7 +160,7 @@ def _check_order(
 def _check_plugin(name: str, plugin: Any, hooks: Mapping[str, Hook], manager: pluggy.PluginManager) -> Iterator[str]:
     before = set(hooks)
     problems = []
-    for attribute, method in inspect.getmembers(plugin, callable):
+    for attribute, method in _methods(plugin):
         marked = getattr(method, f"{PROJECT}_impl", None)
         if marked is None:
             if attribute in before and not attribute.startswith("_"):
@@ -173,6 +173,22 @@ def _check_plugin(name: str, plugin: Any, hooks: Mapping[str, Hook], manager: pl
             manager.register(plugin, name)
         except (pluggy.PluginValidationError, ValueError, TypeError) as error:
             yield f"cannot be registered: {error}"
+
+
+def _methods(plugin: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """A plugin's methods. Its properties are left alone: reading one may do work that is not due yet."""
+    for name in dir(plugin):
+        if not isinstance(inspect.getattr_static(plugin, name), property) and callable(getattr(plugin, name)):
+            yield name, getattr(plugin, name)
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager reads every attribute of a plugin; this one leaves properties alone."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> pluggy.HookimplOpts | None:
+        if isinstance(inspect.getattr_static(plugin, name), property):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 def _check_implementation(

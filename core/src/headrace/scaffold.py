@@ -26,11 +26,19 @@ dependencies = [
     "headrace>=$minor,<$next",
 ]
 
+[project.optional-dependencies]
+test = ["pytest>=9.0", "pytest-asyncio>=1.3"]
+
 [project.entry-points."headrace.plugins"]
 $name = "$package:Plugin"
 
 [tool.hatch.build.targets.wheel]
 packages = ["src/$package"]
+
+[tool.pytest.ini_options]
+asyncio_mode = "auto"
+asyncio_default_fixture_loop_scope = "function"
+filterwarnings = ["error"]
 """
 
 PACKAGE = '''\
@@ -85,7 +93,8 @@ async def test_every_answer_carries_the_greeting() -> None:
 README = """\
 # headrace-$name
 
-    pip install -e .
+    pip install -e '.[test]'
+    pytest
 
 and in the configuration:
 

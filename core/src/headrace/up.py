@@ -131,13 +131,13 @@ def _instructions(fields: dict[str, str]) -> list[str]:
     ).decode()
     trust = f" --cacert {fields['cacert']}" if fields.get("cacert") else ""
     key = f" -H 'Authorization: Bearer {fields['key']}'" if fields["key"] else ""
-    page = [f"  playground  {fields['url'].removesuffix('/v1')}/playground"] if fields.get("playground") else []
+    site, page = fields["url"].removesuffix("/v1"), fields.get("playground")
     return [
         "",
         f"  URL         {fields['url']}",
         *([f"  key         {fields['key']}"] if fields["key"] else []),
         f"  model       {fields['model']}",
-        *page,
+        *([f"  playground  {site}{page}"] if page else []),
         "",
         f"  curl -N{trust} {fields['url']}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
         "",

@@ -252,7 +252,14 @@ def test_a_required_nginx_that_cannot_run_stops_the_start(make_service: Callable
 def test_the_url_that_is_announced(
     make_service: Callable[..., Any], tmp_path: Path, options: dict[str, Any], url: str
 ) -> None:
-    assert make_service(tmp_path, **options).announce() == {"url": url}
+    assert make_service(tmp_path, **options).announce()["url"] == url
+
+
+def test_the_authority_of_the_development_certificate_is_announced(
+    make_service: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert make_service(tmp_path).announce()["cacert"] == str(tmp_path / "tls" / "ca.pem")
+    assert "cacert" not in make_service(tmp_path, tls=False).announce()
 
 
 def test_the_environment_gives_the_port(tmp_path: Path) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from headrace.config import BackendConfig
-from headrace.errors import UpstreamError
-from headrace.exchange import Attempt, Reply, Target, UpstreamRequest, merge_fields
-from headrace.upstream import forwarded_headers, target_headers
+from headrace.exchange import Target
+from headrace.openai_api import PATHS, OpenAIBackend
 
 if TYPE_CHECKING:
     from headrace.gateway import Gateway
@@ -19,26 +15,17 @@ if TYPE_CHECKING:
     from . import EmbeddedConfig
 
 BASE_URL = "http://localhost/v1"
-PATHS = {"chat": "/chat/completions", "completions": "/completions", "embeddings": "/embeddings"}
 NOT_OURS = ("base_url", "api_key", "proxy", "options")
 """Keys of a backend that have no meaning for an engine of our own."""
 
 
-class _ModelEntry(msgspec.Struct):
-    id: str
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_ModelEntry]
-
-
-class EmbeddedProvider:
-    """Speaks OpenAI's API over the engine's socket: requests and replies keep their bytes."""
+class EmbeddedProvider(OpenAIBackend):
+    """The engine, over its socket."""
 
     name = "embedded"
 
     def __init__(self, gateway: Gateway, config: EmbeddedConfig) -> None:
-        self._gateway = gateway
+        super().__init__(gateway)
         self.endpoints = frozenset(PATHS if config.embeddings else PATHS.keys() - {"embeddings"})
         self.native = self.endpoints
 
@@ -58,31 +45,6 @@ class EmbeddedProvider:
             timeouts=config.timeouts,
             max_connections=config.max_connections,
         )
-
-    def build(self, attempt: Attempt) -> UpstreamRequest:
-        exchange, target = attempt.exchange, attempt.target
-        body = exchange.body
-        if target.model is not None and exchange.peek is not None and exchange.peek.model != target.model:
-            body = merge_fields(exchange.fields, {"model": target.model})
-        return UpstreamRequest(
-            url=target.base_url + PATHS[exchange.endpoint.name],
-            headers=forwarded_headers(exchange, target),
-            body=body,
-        )
-
-    async def send(self, attempt: Attempt) -> Reply:
-        assert attempt.request is not None
-        return await self._gateway.upstream.send(attempt.target, attempt.request)
-
-    async def models(self, target: Target) -> Sequence[str]:
-        request = UpstreamRequest(
-            method="GET", url=target.base_url + "/models", headers=target_headers(target), body=b""
-        )
-        reply = await self._gateway.upstream.send(target, request)
-        try:
-            return [entry.id for entry in msgspec.json.decode(reply.content or b"", type=_ModelList).data]
-        except msgspec.MsgspecError as error:
-            raise UpstreamError("The engine's list of models cannot be read.", detail=str(error)) from error
 
 
 def socket_path(gateway: Gateway) -> Path:

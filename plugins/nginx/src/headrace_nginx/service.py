@@ -80,7 +80,7 @@ class Service:
         return [self._process(nginx)]
 
     def announce(self) -> Mapping[str, str]:
-        """The URL clients use: nginx's, or the core's own where there is no nginx."""
+        """The URL clients use (nginx's, or the core's own where there is no nginx), and the authority to trust."""
         try:
             self.nginx()
         except NoNginx:
@@ -88,7 +88,9 @@ class Service:
             return {} if listen.startswith("unix:") else {"url": f"http://{listen}/v1"}
         scheme, usual = ("https", 443) if self.config.tls else ("http", 80)
         port = "" if self.config.port == usual else f":{self.config.port}"
-        return {"url": f"{scheme}://{self._public_host()}{port}/v1"}
+        url = {"url": f"{scheme}://{self._public_host()}{port}/v1"}
+        own = self.config.tls and self.config.certificate is None
+        return {**url, "cacert": str(self.layout.tls / "ca.pem")} if own else url
 
     def _public_host(self) -> str:
         name = self.config.server_name[0]

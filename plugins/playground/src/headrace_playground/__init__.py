@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from headrace import hookimpl
@@ -41,6 +41,10 @@ class Plugin:
             return Response(page.content, headers=page.headers, media_type="text/html; charset=utf-8")
 
         gateway.add_route(PATH, show, methods=("GET",), summary="A page to try the models")
+
+    @hookimpl
+    def announce(self, gateway: Gateway) -> Mapping[str, str]:
+        return {"playground": PATH}
 
 
 __all__: Sequence[str] = ["PATH", "PlaygroundConfig", "Plugin"]
