@@ -140,10 +140,10 @@ def serve(context: click.Context, socket_only: bool) -> None:
 
     _log_to_stderr()
     gateway = gateway_of(context)
-    if not socket_only:
-        click.echo(f"headrace: listening on http://{gateway.config.server.listen}", err=True)
-    with _plain_errors():
-        server.run(gateway, tcp=not socket_only)
+    with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:
+        if not socket_only:
+            click.echo(f"headrace: listening on http://{gateway.config.server.listen}", err=True)
+        server.run(gateway, sockets)
 
 
 @main.command()

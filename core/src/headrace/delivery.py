@@ -6,23 +6,19 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from .connection import Connection
-from .errors import GatewayError, UpstreamError
+from .errors import GatewayError, PluginFault, UpstreamError
 from .exchange import DeliveryName, Exchange, Headers, Reply
 from .hooks import Hooks
-from .streaming import Taps
+from .streaming import Tail, Taps
 
 if TYPE_CHECKING:
     from .gateway import Gateway
-
-TAIL_CHUNKS = 8
-"""How many of the last chunks are kept to see whether a stream was complete and what it used."""
 
 NOT_OURS = frozenset(
     b"connection keep-alive proxy-authenticate proxy-connection te trailer upgrade transfer-encoding content-length "
@@ -101,30 +97,32 @@ async def _send_stream(
     if taps is not None and taps.watches_bytes:
         stream = taps.watch(stream)
     dialect = exchange.endpoint.dialect
-    tail: deque[bytes] = deque(maxlen=TAIL_CHUNKS)
+    tail = Tail()
     await connection.start(reply.status, head(exchange, reply.headers))
     try:
         await _pump(exchange, stream, tail, connection)
-        if event_stream and not dialect.is_complete(b"".join(tail)):
+        if event_stream and not dialect.is_complete(bytes(tail)):
             raise UpstreamError("The backend ended the stream before the answer was complete.")
-    except GatewayError as error:
-        cut = Cut(f"The answer is incomplete. {error.message}", detail=error.detail)
+    except Exception as error:
+        cause = error if isinstance(error, GatewayError) else PluginFault("headrace", "wrap_stream", error)
+        cut = Cut(f"The answer is incomplete. {cause.message}", detail=cause.detail)
         if event_stream:
             await connection.end(dialect.error_event(cut))
         raise cut from error
     finally:
-        exchange.usage = dialect.usage(b"".join(tail))
+        exchange.usage = dialect.usage(bytes(tail))
     await connection.end()
 
 
-async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: deque[bytes], connection: Connection) -> None:
+async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, connection: Connection) -> None:
     """Pass chunks on. Everything in this loop is paid for every chunk of every stream."""
+    add, send = tail.add, connection.send
     try:
         async for chunk in stream:
-            if not tail:
+            if exchange.first_byte_at is None:
                 exchange.first_byte_at = time.perf_counter()
-            tail.append(chunk)
-            await connection.send(chunk)
+            add(chunk)
+            await send(chunk)
     finally:
         close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
         if close is not None:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 SOCKET_PATH_LIMIT = 90
 """Unix socket paths are limited to 104 bytes (macOS) or 108 (Linux); file names take the rest."""
 
+CORE_PATHS = frozenset(
+    ("/v1/models", "/v1/models/{model:path}", "/health", "/health/live", "/health/ready", "/openapi.json", "/docs")
+)
+"""What core serves itself."""
+
 Access = Literal["public", "user", "metrics", "admin"]
 Handler = Callable[["Request"], Awaitable["Response"]]
 
@@ -132,7 +137,7 @@ class Gateway:
         summary: str = "",
     ) -> None:
         """Serve an HTTP path from a plugin; see the hook `register_routes`."""
-        if path in self.endpoints or any(route.path == path for route in self.routes):
+        if path in CORE_PATHS or path in self.endpoints or any(route.path == path for route in self.routes):
             raise ConfigError([Problem(self.source, f"the route {path} is taken")])
         self.routes.append(Route(path, handler, tuple(methods), require, summary))
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from .errors import GatewayError, PluginError, PluginFault
+from .errors import ConfigError, GatewayError, PluginError, PluginFault
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
 from .registry import Hook
 from .streaming import Tap
@@ -274,6 +274,8 @@ _NOTHING: AbstractAsyncContextManager[None] = contextlib.nullcontext()
 def _start_up_fault(plugin: str, hook: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError as error:
+        raise PluginError(plugin, "; ".join(problem.message for problem in error.problems), hook) from error
     except (GatewayError, PluginError, TimeoutError):
         raise
     except Exception as error:

@@ -183,7 +183,7 @@ async def handle_error(exchange: Exchange, error: GatewayError) -> GatewayError 
 
 @spec(Kind.NOTIFY)
 async def on_complete(exchange: Exchange, outcome: Outcome) -> None:
-    """The request is over. Exactly once for every request that had a body read, whatever happened to it.
+    """The request is over. Exactly once for every request to an endpoint, refused ones included.
 
     Runs shielded from the client's disconnect, after the last byte: log, count, settle. Fails unexpectedly: logged.
     """

@@ -57,7 +57,8 @@ def describe(gateway: Gateway) -> dict[str, Any]:
     """The OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.0)."""
     from .routes import core_routes
 
-    paths = {path: {"post": _endpoint(endpoint)} for path, endpoint in gateway.endpoints.items()}
+    schemas: dict[str, Any] = {"Error": ERROR_SCHEMA}
+    paths = {path: {"post": _endpoint(endpoint, schemas)} for path, endpoint in gateway.endpoints.items()}
     for route in (*core_routes(gateway), *gateway.routes):
         path = route.path.replace(":path}", "}")
         paths[path] = {method.lower(): _route(route) for method in route.methods}
@@ -66,17 +67,18 @@ def describe(gateway: Gateway) -> dict[str, Any]:
         "info": {"title": "Headrace", "version": metadata.version("headrace")},
         "paths": paths,
         "components": {
-            "schemas": {"Error": ERROR_SCHEMA},
+            "schemas": schemas,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
-    schema, components = msgspec.json.schema_components([endpoint.peek], ref_template="#/$defs/{name}")
-    (reference,) = schema
-    name = str(reference["$ref"]).rpartition("/")[2]
-    body = {**components[name], "additionalProperties": True, "$defs": components}
+def _endpoint(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
+    """One endpoint; what its body is made of goes to `schemas`."""
+    (body,), components = msgspec.json.schema_components([endpoint.peek], ref_template="#/components/schemas/{name}")
+    schemas.update(components)
+    name = str(body["$ref"]).rpartition("/")[2]
+    schemas[name] = {**components[name], "additionalProperties": True}
     return {
         "summary": endpoint.summary,
         "operationId": endpoint.name,

@@ -156,7 +156,7 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
 async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Gateway) -> GatewayError:
     """Any exception as the error that is answered; faults of ours are logged with their reason."""
     error = exception if isinstance(exception, GatewayError) else PluginFault("headrace", "pipeline", exception)
-    if isinstance(error, PluginFault):
+    if isinstance(error, PluginFault | Cut):
         trace = error.__cause__ if gateway.config.server.trace_errors else None
         logger.error("request %s failed: %s", exchange.id, error.detail, exc_info=trace)
     return await gateway.hooks.handle_error(exchange, error)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import errno
 import resource
+import signal
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,35 @@ async def serve(gateway: Gateway, sockets: Sequence[socket.socket]) -> None:
         await make_server(gateway).serve(sockets=list(sockets))
 
 
-def make_server(gateway: Gateway) -> uvicorn.Server:
-    """A uvicorn server for the gateway's application; its sockets are passed to `serve`."""
+class Server(uvicorn.Server):
+    """uvicorn's server, which returns when SIGINT or SIGTERM stop it.
+
+    uvicorn itself raises the signal again at the end, and the process would die before plugins have closed anything.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, signals: bool) -> None:
+        super().__init__(config)
+        self._signals = (signal.SIGINT, signal.SIGTERM) if signals else ()
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in self._signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in self._signals:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+def make_server(gateway: Gateway, *, signals: bool = True) -> Server:
+    """A server for the gateway's application; its sockets are passed to `serve`. With `signals` it obeys them."""
     server = gateway.config.server
     config = uvicorn.Config(
         build_app(gateway),
@@ -54,7 +82,7 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
         timeout_graceful_shutdown=int(server.shutdown_timeout),
         backlog=BACKLOG,
     )
-    return uvicorn.Server(config)
+    return Server(config, signals=signals)
 
 
 def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
@@ -176,25 +204,31 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run(gateway: Gateway, *, tcp: bool) -> None:
-    """Bind, serve until told to stop, clean up. `tcp=False` listens on the core's unix socket alone.
+@contextlib.contextmanager
+def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
+    """Sockets to serve on: the core's unix socket and, with `tcp`, `server.listen`. Closed and removed at the end.
 
     Raises:
-        CannotListen, ConfigError, PluginError.
+        CannotListen, ConfigError.
     """
-    raise_file_limit()
     gateway.make_dirs()
     sockets = [bind_unix(gateway.core_socket)]
-    if tcp:
-        sockets.append(bind(gateway.config.server.listen, gateway.source))
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(serve(gateway, sockets))
+        if tcp:
+            sockets.append(bind(gateway.config.server.listen, gateway.source))
+        yield sockets
     finally:
         for each in sockets:
             each.close()
         with contextlib.suppress(OSError):
             gateway.core_socket.unlink()
+
+
+def run(gateway: Gateway, sockets: Sequence[socket.socket]) -> None:
+    """Serve until told to stop, in an event loop of its own. Raises PluginError."""
+    raise_file_limit()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve(gateway, sockets))
 
 
 def loop_factory() -> Any:

@@ -6,7 +6,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,21 +14,12 @@ import msgspec
 
 from .config import Config, Secret
 from .errors import ConfigError, Problem
+from .references import FromText, Missing, missing_in, plain, resolve, without_missing
 
 T = TypeVar("T")
-REFERENCE_KEYS = ({"env"}, {"env", "default"}, {"env", "split"}, {"env", "default", "split"}, {"file"})
 
-
-class _FromText(str):
-    """A string that came from the environment or a file, and may have to become a number."""
-
-    __slots__ = ()
-
-
-class _Missing(msgspec.Struct):
-    """Stands where an environment variable or file should have given a value."""
-
-    message: str
+SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+"""What the environment may say for true and false."""
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -51,22 +42,13 @@ def parse(
 ) -> Config:
     """Check a configuration that is already a mapping. Raises ConfigError as `load` does."""
     decoder = Decoder(source)
-    plugins = _resolve_plugins(document.get("plugins", {}), environ)
-    resolved = resolve({name: table for name, table in document.items() if name != "plugins"}, environ)
-    config: Config | None = decoder.decode(_without_unused_backends(resolved), Config, ())
-    if isinstance(plugins, dict):
-        for name, table in plugins.items():
-            if not isinstance(table, dict):
-                decoder.add(("plugins", name), "must be a table: write [plugins." + name + "]")
-        if config is not None:
-            config = msgspec.structs.replace(config, plugins=plugins)
-    else:
-        decoder.add(("plugins",), "must be a table of tables: write [plugins.NAME]")
-    if config is not None:
-        _check_references(config, decoder)
+    tables = resolve({name: table for name, table in document.items() if name != "plugins"}, environ)
+    config: Config | None = decoder.decode(_without_unused_backends(tables), Config, ())
+    plugins = _plugin_tables(document.get("plugins", {}), environ, decoder)
+    _check_names(tables, decoder)
     if config is None or decoder.problems:
         raise ConfigError(decoder.problems)
-    return config
+    return msgspec.structs.replace(config, plugins=plugins)
 
 
 def decode_plugin(name: str, table: Mapping[str, Any], struct: type[T], source: str) -> T:
@@ -79,89 +61,73 @@ def decode_plugin(name: str, table: Mapping[str, Any], struct: type[T], source: 
     return config
 
 
-def resolve(value: Any, environ: Mapping[str, str]) -> Any:
-    """Replace every `{ env = … }` and `{ file = … }` by its value, all the way down."""
-    if isinstance(value, dict):
-        if any(value.keys() == keys for keys in REFERENCE_KEYS) and isinstance(
-            value.get("env", value.get("file")), str
-        ):
-            return _resolve_reference(value, environ)
-        return {key: resolve(item, environ) for key, item in value.items()}
-    if isinstance(value, list):
-        return [resolve(item, environ) for item in value]
-    return value
-
-
-def _resolve_plugins(plugins: Any, environ: Mapping[str, str]) -> Any:
-    """As `resolve`, but `[plugins.logs] file = "x"` is that plugin's key, not a reference."""
+def _plugin_tables(plugins: Any, environ: Mapping[str, str], decoder: Decoder) -> dict[str, dict[str, Any]]:
+    """The tables with their references followed; `[plugins.logs] file = "x"` is that plugin's key, not a reference."""
     if not isinstance(plugins, dict):
-        return plugins
+        decoder.add(("plugins",), "must be a table of tables: write [plugins.NAME]")
+        return {}
+    for name in (name for name, table in plugins.items() if not isinstance(table, dict)):
+        decoder.add(("plugins", name), f"must be a table: write [plugins.{name}]")
     return {
-        name: {key: resolve(value, environ) for key, value in table.items()} if isinstance(table, dict) else table
+        name: {key: resolve(value, environ) for key, value in table.items()}
         for name, table in plugins.items()
+        if isinstance(table, dict)
     }
 
 
-def _resolve_reference(reference: dict[str, Any], environ: Mapping[str, str]) -> Any:
-    if "file" in reference:
-        try:
-            return _FromText(Path(reference["file"]).expanduser().read_text("utf-8").strip())
-        except (OSError, UnicodeDecodeError) as error:
-            return _Missing(f"the file {reference['file']} cannot be read: {error}")
-    name = reference["env"]
-    text: Any = environ.get(name)
-    if text is None and "default" not in reference:
-        return _Missing(f"the environment variable {name} is not set, and there is no default")
-    value = reference["default"] if text is None else _FromText(text)
-    if "split" in reference and isinstance(value, str):
-        return [_FromText(part.strip()) for part in value.split(reference["split"]) if part.strip()]
-    return value
-
-
 def _without_unused_backends(document: dict[str, Any]) -> dict[str, Any]:
-    """Drop what is missing in backends that no model uses, so that one file can name many."""
-    backends, models = document.get("backends"), document.get("models")
+    """Forgive backends that no model uses what is missing in them, so that one file can name many."""
+    backends, models = document.get("backends"), document.get("models", {})
     if not isinstance(backends, dict) or not isinstance(models, dict):
         return document
     used = {name for model in models.values() if isinstance(model, dict) for name in _names_in(model)}
     kept = {
-        name: table if name in used or not isinstance(table, dict) else _without_missing(table)
+        name: table if name in used else without_missing(table)
         for name, table in backends.items()
+        if name in used or not (isinstance(table, dict) and isinstance(table.get("provider"), Missing))
     }
     return {**document, "backends": kept}
 
 
-def _names_in(model: dict[str, Any]) -> Iterable[str]:
-    fallback = model.get("fallback") if _is_true(model.get("use_fallback", True)) else None
-    for names in (model.get("targets"), fallback):
+def _names_in(model: dict[str, Any]) -> Iterator[str]:
+    """The backends that a model's table refers to by name."""
+    switch = model.get("use_fallback", True)
+    wanted = SWITCHES.get(switch.strip().lower(), False) if isinstance(switch, str) else bool(switch)
+    for names in (model.get("targets"), model.get("fallback") if wanted else None):
         if isinstance(names, list):
             yield from (name for name in names if isinstance(name, str))
 
 
-def _is_true(value: Any) -> bool:
-    return value.strip().lower() in ("1", "true", "yes", "on") if isinstance(value, str) else bool(value)
+def _check_names(document: dict[str, Any], decoder: Decoder) -> None:
+    """Find references to backends that are not there, and names that two models claim.
 
-
-def _without_missing(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if not isinstance(value, _Missing)}
-
-
-def _check_references(config: Config, decoder: Decoder) -> None:
-    for name, model in config.models.items():
-        where = ("models", name)
-        used = [*model.targets, *(model.fallback if model.use_fallback else ())]
-        if not used:
-            decoder.add((*where, "targets"), "names no backend: a model needs at least one target")
-        for target in used:
-            if isinstance(target, str) and target not in config.backends:
-                known = ", ".join(config.backends) or "none is defined"
-                decoder.add((*where, "targets"), f"there is no [backends.{target}] (there are: {known})")
+    Looks at tables as they were read, so that these problems stand beside those of their values.
+    """
+    models, backends = document.get("models"), document.get("backends", {})
+    if not isinstance(models, dict) or not isinstance(backends, dict):
+        return
     seen: dict[str, str] = {}
-    for name, model in config.models.items():
-        for alias in (name, *model.aliases):
-            if alias in seen:
-                decoder.add(("models", name), f"the name {alias!r} is taken by [models.{seen[alias]}]")
-            seen.setdefault(alias, name)
+    for name, model in models.items():
+        if isinstance(model, dict):
+            _check_targets(name, model, backends, decoder)
+            _check_aliases(name, model.get("aliases"), seen, decoder)
+
+
+def _check_targets(name: str, model: dict[str, Any], backends: dict[str, Any], decoder: Decoder) -> None:
+    for target in dict.fromkeys(_names_in(model)):
+        if target not in backends:
+            known = ", ".join(backends) or "none is defined"
+            decoder.add(("models", name, "targets"), f"there is no [backends.{target}] (there are: {known})")
+    if not model.get("targets") and not next(_names_in(model), None):
+        decoder.add(("models", name, "targets"), "names no backend: a model needs at least one target")
+
+
+def _check_aliases(name: str, aliases: Any, seen: dict[str, str], decoder: Decoder) -> None:
+    for alias in (name, *(aliases if isinstance(aliases, list) else ())):
+        if isinstance(alias, str) and alias in seen:
+            decoder.add_table(("models", name), f"the name {alias!r} is taken by [models.{seen[alias]}]")
+        elif isinstance(alias, str):
+            seen[alias] = name
 
 
 class Decoder:
@@ -172,13 +138,15 @@ class Decoder:
         self.problems: list[Problem] = []
 
     def add(self, path: tuple[str, ...], message: str) -> None:
+        """A problem of one key."""
         self.problems.append(Problem(_place(self.source, path), message))
+
+    def add_table(self, path: tuple[str, ...], message: str) -> None:
+        """A problem of a whole table."""
+        self.problems.append(Problem(f"{self.source}: [{'.'.join(path)}]" if path else self.source, message))
 
     def decode(self, value: Any, kind: Any, path: tuple[str, ...]) -> Any:
         """The value as `kind`, or None when it had problems (which are then in `problems`)."""
-        if isinstance(value, _Missing):
-            self.add(path, value.message)
-            return None
         origin = typing.get_origin(kind)
         if isinstance(value, dict):
             struct = _struct_in(kind)
@@ -194,7 +162,7 @@ class Decoder:
     def _struct(self, value: dict[str, Any], struct: type[Any], path: tuple[str, ...]) -> Any:
         before = len(self.problems)
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-        for key in value.keys() - fields.keys():
+        for key in (key for key in value if key not in fields):
             self.add((*path, key), f"is not a known key{_suggest(key, fields)}")
         for name, field in fields.items():
             if field.required and name not in value:
@@ -209,31 +177,33 @@ class Decoder:
         try:
             return struct(**known)
         except (ValueError, TypeError) as error:  # what a plugin's __post_init__ refuses
-            self.add(path, str(error))
+            self.add_table(path, str(error))
             return None
 
     def _dict(self, value: dict[str, Any], kind: Any, path: tuple[str, ...]) -> dict[str, Any]:
         return {key: self.decode(item, kind, (*path, key)) for key, item in value.items()}
 
     def _leaf(self, value: Any, kind: Any, path: tuple[str, ...]) -> Any:
-        text = isinstance(value, _FromText)
-        plain = _plain(value)
+        absent = [each.message for each in missing_in(value)]
+        for message in absent:
+            self.add(path, message)
+        if absent:
+            return None
+        text = isinstance(value, FromText)
+        if text and _may_be_switch(kind) and value.strip().lower() in SWITCHES:
+            return SWITCHES[value.strip().lower()]
         try:
-            return msgspec.convert(plain, kind, strict=not text, dec_hook=_decode_secret)
+            return msgspec.convert(plain(value), kind, strict=not text, dec_hook=_decode_secret)
         except msgspec.ValidationError as error:
             message, _, inner = str(error).partition(" - at `$")
             self.add((*path, *([inner.rstrip("`").lstrip(".")] if inner else ())), message)
         return None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, _FromText):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+def _may_be_switch(kind: Any) -> bool:
+    return kind is bool or (
+        typing.get_origin(kind) in (typing.Union, types.UnionType) and bool in typing.get_args(kind)
+    )
 
 
 def _decode_secret(kind: type, value: Any) -> Any:
@@ -252,10 +222,12 @@ def _struct_in(kind: Any) -> type[Any] | None:
 
 
 def _place(source: str, path: tuple[str, ...]) -> str:
-    if not path:
-        return source
-    *tables, key = path
-    return f"{source}: [{'.'.join(tables)}] {key}" if tables else f"{source}: {key}"
+    """`FILE: [table] key`; an element of a list is `key[0]`, and what is in it `key[0].inner`."""
+    if len(path) < 2:
+        return f"{source}: {path[0]}" if path else source
+    key_at = next((at - 1 for at, part in enumerate(path) if part.isdigit() and at > 1), len(path) - 1)
+    key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path[key_at:]).lstrip(".")
+    return f"{source}: [{'.'.join(path[:key_at])}] {key}"
 
 
 def _suggest(key: str, fields: Mapping[str, Any]) -> str:

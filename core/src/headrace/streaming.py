@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal, Protocol
 
@@ -68,6 +69,29 @@ def parse_event(block: bytes) -> Event | None:
         elif field == b"event":
             name = value.decode("utf-8", "replace")
     return Event(b"\n".join(data), name) if data else None
+
+
+class Tail:
+    """The last bytes of a stream: all of a short one, at least `SIZE` of a long one."""
+
+    SIZE = 4096
+    """Bytes. What tells of a stream's end (finish reason, usage, `[DONE]`, an error) takes a few hundred."""
+
+    __slots__ = ("_chunks", "_size")
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+
+    def add(self, chunk: bytes) -> None:
+        chunks = self._chunks
+        chunks.append(chunk)
+        self._size += len(chunk)
+        while self._size - len(chunks[0]) >= self.SIZE:
+            self._size -= len(chunks.popleft())
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._chunks)
 
 
 class Taps:

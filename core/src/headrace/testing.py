@@ -43,19 +43,17 @@ async def serve(document: Mapping[str, Any], plugins: Mapping[str, type[Any]] | 
             tables.setdefault(name, {})
         config = parse({**document, "server": server, "plugins": tables}, source="test")
         gateway = Gateway(config, "test", plugins).assemble()
-        listener = bind("127.0.0.1:0")
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with gateway.running():
-            running = make_server(gateway)
-            running.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
-            task = asyncio.create_task(running.serve(sockets=[listener]))
-            try:
-                while not running.started and not task.done():  # noqa: ASYNC110 (uvicorn has a flag, no event)
-                    await asyncio.sleep(0.005)
-                yield Running(url, gateway)
-            finally:
-                running.should_exit = True
-                await task
+        with contextlib.closing(bind("127.0.0.1:0")) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            async with gateway.running():
+                running = make_server(gateway, signals=False)
+                task = asyncio.create_task(running.serve(sockets=[listener]))
+                try:
+                    await running.listening.wait()
+                    yield Running(url, gateway)
+                finally:
+                    running.should_exit = True
+                    await task
 
 
 class FakeBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ import click
 import msgspec
 
 from .gateway import Gateway
+from .server import bind
 from .supervisor import Process, Supervisor
 
 READY_POLL_SECONDS = 0.1
@@ -32,12 +34,15 @@ async def up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
 
     Raises:
         ProcessFailed: something could not be started.
+        CannotListen: the core's address is taken.
         PluginError, HeadraceError: a plugin cannot say what to run.
     """
     gateway.make_dirs()
     started = time.perf_counter()
     beside = gateway.hooks.processes(gateway)
     front = any(process.role == "front" for process in beside)
+    if not front:
+        bind(gateway.config.server.listen, gateway.source).close()  # a taken port is told of before engines start
     supervisor = Supervisor([*beside, core_process(gateway, path, tcp=not front)], say)
     supervisor.install_signals()
 
@@ -129,8 +134,9 @@ def _instructions(fields: dict[str, str]) -> list[str]:
     body = msgspec.json.encode(
         {"model": fields["model"], "stream": True, "messages": [{"role": "user", "content": "Say hello."}]}
     ).decode()
-    trust = f" --cacert {fields['cacert']}" if fields.get("cacert") else ""
-    key = f" -H 'Authorization: Bearer {fields['key']}'" if fields["key"] else ""
+    command = ["curl", "-N", *(["--cacert", fields["cacert"]] if fields.get("cacert") else [])]
+    command += [f"{fields['url']}/chat/completions", "-H", "Content-Type: application/json"]
+    command += ["-H", f"Authorization: Bearer {fields['key']}"] if fields["key"] else []
     site, page = fields["url"].removesuffix("/v1"), fields.get("playground")
     return [
         "",
@@ -139,7 +145,7 @@ def _instructions(fields: dict[str, str]) -> list[str]:
         f"  model       {fields['model']}",
         *([f"  playground  {site}{page}"] if page else []),
         "",
-        f"  curl -N{trust} {fields['url']}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
+        f"  {shlex.join([*command, '-d', body])}",
         "",
     ]
 

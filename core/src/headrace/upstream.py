@@ -111,7 +111,7 @@ class _Call:
         prepared = httpx.Request(
             request.method,
             request.url,
-            headers=request.headers,
+            headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in request.headers.items()],
             content=request.body,
             extensions={"timeout": {"connect": timeouts.connect, "pool": timeouts.connect}},
         )
