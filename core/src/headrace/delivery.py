@@ -20,6 +20,8 @@ from .streaming import Tail, Taps
 if TYPE_CHECKING:
     from .gateway import Gateway
 
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
 NOT_OURS = frozenset(
     b"connection keep-alive proxy-authenticate proxy-connection te trailer upgrade transfer-encoding content-length "
     b"date server set-cookie x-request-id alt-svc strict-transport-security www-authenticate".split()
@@ -107,7 +109,8 @@ async def _send_stream(
         cause = error if isinstance(error, GatewayError) else PluginFault("headrace", "wrap_stream", error)
         cut = Cut(f"The answer is incomplete. {cause.message}", detail=cause.detail)
         if event_stream:
-            await connection.end(dialect.error_event(cut))
+            between = b"" if bytes(tail).endswith(EVENT_ENDS) else b"\n\n"  # half an event must not swallow ours
+            await connection.end(between + dialect.error_event(cut))
         raise cut from error
     finally:
         exchange.usage = dialect.usage(bytes(tail))
@@ -131,9 +134,11 @@ async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, co
 
 def head(exchange: Exchange, headers: Headers) -> Headers:
     """The response headers: the backend's that may pass, the plugins', and the request's id."""
+    named = next((value for name, value in headers if name == b"connection"), b"")  # RFC 9110, 7.6.1
+    hop = frozenset(part.strip().lower() for part in named.split(b",")) if named else frozenset()
     kept = [
         (name, value)
         for name, value in headers
-        if name not in NOT_OURS and not name.startswith((b"x-accel-", b"access-control-"))
+        if name not in NOT_OURS and name not in hop and not name.startswith((b"x-accel-", b"access-control-"))
     ]
     return [*kept, *exchange.response_headers, (b"x-request-id", exchange.id.encode())]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from .errors import PluginError
+from .errors import ConfigError, PluginError, Problem
 
 GROUP = "headrace.plugins"
 """The entry point group in which plugins are found."""
@@ -33,7 +33,11 @@ class Found(msgspec.Struct, frozen=True):
         Raises:
             PluginError: naming both versions.
         """
-        if self.needs is not None and not _admits(self.needs, core_version):
+        try:
+            fits = self.needs is None or _admits(self.needs, core_version)
+        except ValueError as error:
+            raise PluginError(self.name, f"{self.distribution} {self.version} cannot be read: {error}") from error
+        if not fits:
             raise PluginError(
                 self.name,
                 f"{self.distribution} {self.version} needs headrace {self.needs}, this is {core_version}: "
@@ -45,18 +49,22 @@ def installed() -> dict[str, Found]:
     """Every installed plugin by name, sorted.
 
     Raises:
-        PluginError: two distributions claim one name.
+        ConfigError: two distributions claim one name; every such name is told.
     """
     claims: dict[str, list[Found]] = defaultdict(list)
     for entry in metadata.entry_points(group=GROUP):
         found = _found(entry)
-        if found not in claims[entry.name]:
+        if all(found.distribution != other.distribution for other in claims[entry.name]):
             claims[entry.name].append(found)
-    for name, founds in claims.items():
-        if len({found.distribution for found in founds}) > 1:
-            rivals = " and ".join(sorted(f"{found.distribution} {found.version}" for found in founds))
-            raise PluginError(name, f"is claimed by {rivals}: uninstall one of them")
+    problems = [_rivalry(name, founds) for name, founds in claims.items() if len(founds) > 1]
+    if problems:
+        raise ConfigError(problems)
     return {name: claims[name][0] for name in sorted(claims)}
+
+
+def _rivalry(name: str, founds: list[Found]) -> Problem:
+    rivals = " and ".join(sorted(f"{found.distribution} {found.version}" for found in founds))
+    return Problem(f"plugin {name!r}", f"is claimed by {rivals}: uninstall one of them")
 
 
 def _found(entry: metadata.EntryPoint) -> Found:
@@ -68,7 +76,7 @@ def _found(entry: metadata.EntryPoint) -> Found:
     )
 
 
-_NEEDS_CORE = re.compile(r"headrace\s*(?:\[[^]]*\]\s*)?\(?\s*([<>=!~][^;)]*)?\)?\s*(?:;.*)?", re.IGNORECASE)
+_NEEDS_CORE = re.compile(r"headrace\s*(?:\[[^]]*\]\s*)?\(?\s*([<>=!~][^;)]*)?\)?\s*(;.*)?", re.IGNORECASE)
 _BOUND = re.compile(r"(>=|<)\s*(\d+(?:\.\d+)*)")
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
@@ -77,13 +85,23 @@ def _range_of_core(requires: list[str] | None) -> str | None:
     """The version range in a requirement such as `headrace<0.2,>=0.1` (PEP 508)."""
     for requirement in requires or ():
         found = _NEEDS_CORE.fullmatch(requirement.strip())
-        if found:
+        if found and (found[2] is None or _applies(found[2].removeprefix(";"))):
             return found[1] or None
     return None
 
 
+def _applies(marker: str) -> bool:
+    from packaging.markers import Marker
+
+    return Marker(marker).evaluate({"extra": ""})
+
+
 def _admits(needs: str, version: str) -> bool:
-    """Whether a version is in a range. `packaging` knows every form; the usual one does not pay for its import."""
+    """Whether a version is in a range. `packaging` knows every form; the usual one does not pay for its import.
+
+    Raises:
+        ValueError: `needs` is no range.
+    """
     bounds = [_BOUND.fullmatch(part.strip()) for part in needs.split(",")]
     if all(bounds) and _RELEASE.fullmatch(version):
         release = _numbers(version)

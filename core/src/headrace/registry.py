@@ -15,7 +15,7 @@ from . import discovery, hookspecs
 from .config import Config
 from .errors import ConfigError, HeadraceError, PluginError, Problem
 from .kinds import PROJECT, Kind
-from .settings import decode_plugin
+from .settings import SWITCHES, decode_plugin
 from .timelimit import time_limit
 
 IMPORT_SECONDS = 30.0
@@ -60,7 +60,7 @@ def load_plugins(config: Config, gateway: Any, source: str, given: Mapping[str, 
     problems: list[Problem] = []
     for name, table in config.plugins.items():
         try:
-            if _is_enabled(name, table, source):
+            if is_enabled(name, table, source):
                 limit = config.server.startup_timeout
                 plugin_class = given.get(name) or _find(name, available, limit)
                 plugins[name] = _make(name, plugin_class, table, gateway, source, limit)
@@ -96,10 +96,11 @@ def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]]
     return {name: _compiled(hook, manager, plugins, order.get(name, ())) for name, hook in hooks.items()}
 
 
-def _is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
+def is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
+    """Whether a plugin's table parks it with `enabled = false`. Raises ConfigError if it says neither."""
     enabled = table.get("enabled", True)
-    if isinstance(enabled, str) and enabled.lower() in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-        return enabled.lower() in ("true", "1", "yes", "on")
+    if isinstance(enabled, str) and enabled.strip().lower() in SWITCHES:
+        return SWITCHES[enabled.strip().lower()]
     if not isinstance(enabled, bool):
         raise ConfigError([Problem(f"{source}: [plugins.{name}] enabled", "must be true or false")])
     return enabled

@@ -15,7 +15,7 @@ from . import discovery
 from .config import Config, Secret
 from .errors import ConfigError, HeadraceError, PluginError
 from .gateway import Gateway
-from .registry import plugin_class
+from .registry import is_enabled, plugin_class
 from .settings import load
 
 Rows = Sequence[Mapping[str, Any]]
@@ -37,10 +37,10 @@ def _plugin(
         row |= {"distribution": found.distribution, "version": found.version}
     if name not in tables:
         return row
-    if tables[name].get("enabled", True) is False:
-        return row | {"state": "parked", "reason": "enabled = false"}
     document = {"plugins": {name: dict(tables[name])}}
     try:
+        if not is_enabled(name, tables[name], str(path)):
+            return row | {"state": "parked", "reason": "enabled = false"}
         Gateway(msgspec.convert(document, Config), str(path))
     except HeadraceError as error:
         return row | {"state": "broken", "reason": str(error)}
@@ -100,13 +100,13 @@ def schema_report(path: Path | None) -> Any:
         [Config], schema_hook=_secret_schema, ref_template="#/$defs/{name}"
     )
     plugins: dict[str, Any] = {}
-    for name in load(path).plugins if path else ():
-        struct = getattr(plugin_class(name), "Config", None)
+    for name, table in load(path).plugins.items() if path else ():
+        struct = getattr(plugin_class(name), "Config", None) if is_enabled(name, table, str(path)) else None
         if struct is not None:
             (plugins[name],), more = msgspec.json.schema_components(
-                [struct], schema_hook=_secret_schema, ref_template="#/$defs/{name}"
+                [struct], schema_hook=_secret_schema, ref_template=f"#/$defs/{name}.{{name}}"
             )
-            components |= more
+            components |= {f"{name}.{struct_name}": schema for struct_name, schema in more.items()}
     components["Config"]["properties"]["plugins"] = {"type": "object", "properties": plugins}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **reference, "$defs": components}
 

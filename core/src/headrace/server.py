@@ -9,15 +9,27 @@ import resource
 import signal
 import socket
 import stat
+import sys
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import build_app
-from .errors import ConfigError, GatewayError, HeadersTooLarge, HeadraceError, InvalidRequest, Problem, envelope
+from .errors import (
+    ConfigError,
+    GatewayError,
+    HeadersTooLarge,
+    HeadraceError,
+    InvalidRequest,
+    MethodNotAllowed,
+    Problem,
+    envelope,
+)
 from .gateway import Gateway
 
 KEEP_ALIVE_SECONDS = 75
@@ -112,6 +124,9 @@ def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._head_bytes = 0
+            if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+                self._refusal = InvalidRequest("The request needs one Host header.", code="invalid_http")
+                raise self._refusal
             super().on_headers_complete()
 
         def _grow(self, size: int, refuse: bool = False) -> None:
@@ -125,9 +140,9 @@ def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
                 raise self._refusal
 
         def send_400_response(self, msg: str) -> None:
-            error = self._refusal or InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
+            error = self._refusal or _malformed(sys.exc_info()[1])
             body = envelope(error)
-            phrase = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}[error.status]
+            phrase = HTTPStatus(error.status).phrase.encode()
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
                 b"connection: close\r\n\r\n%s" % (error.status, phrase, len(body), body)
@@ -135,6 +150,13 @@ def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
             self.transport.close()
 
     return Protocol
+
+
+def _malformed(cause: BaseException | None) -> GatewayError:
+    """What the parser could not read, for the caller."""
+    if isinstance(cause, httptools.HttpParserInvalidMethodError):
+        return MethodNotAllowed("This method is not known here.")
+    return InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
 
 
 def bind(listen: str, source: str = "configuration") -> socket.socket:

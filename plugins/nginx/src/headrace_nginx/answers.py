@@ -52,7 +52,7 @@ class Answer(msgspec.Struct, frozen=True):
 def answers(config: NginxConfig, max_body_bytes: int) -> list[Answer]:
     """Every answer, by status."""
     return [
-        Answer(InvalidRequest("This is not a valid HTTP request.", code="invalid_http")),
+        Answer(InvalidRequest("This is not a valid HTTP request.", code="invalid_http"), ("400", "501", "505")),
         Answer(InvalidRequest("This port speaks HTTPS: use https:// in the URL.", code="https_required"), ("497",)),
         Answer(InvalidRequest("The client certificate was not accepted.", code="invalid_certificate"), ("495", "496")),
         Answer(Unauthenticated("This path needs an API key. Send it as Authorization: Bearer KEY.")),
