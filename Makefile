@@ -5,7 +5,7 @@
 PORT ?= 8443
 CONFIG ?= conf/headrace.toml
 TESTS ?=
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+PYTHON ?=
 PACKAGES := pyproject.toml uv.lock core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 SYNC := .venv/bin/uv sync --frozen --inexact --quiet
 HEADRACE := HEADRACE_PORT=$(PORT) .venv/bin/headrace --config $(CONFIG)
@@ -44,11 +44,15 @@ docs: .venv/.installed-dev
 	touch $@ .venv/.installed
 
 .venv/bin/uv:
-	test -n "$(PYTHON)" || { echo "headrace needs Python 3.11 or newer: install it (Debian: apt install python3 python3-venv; macOS: brew install python)" >&2; exit 1; }
-	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "headrace needs Python 3.11 or newer, $(PYTHON) is older: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt install python3-venv" >&2; exit 1; }
-	"$(PYTHON)" -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	python=; \
+	for each in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
+	done; \
+	test -n "$$python" || { echo "Headrace needs Python 3.11 or newer: install it (Debian: apt install python3 python3-venv," \
+	    "macOS: brew install python) or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
+	"$$python" -c 'import ensurepip' 2>/dev/null || { echo "$$python cannot make virtual environments:" \
+	    "install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }; \
+	"$$python" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

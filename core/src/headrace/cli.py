@@ -169,7 +169,8 @@ def up(context: click.Context, as_json: bool) -> None:
 @click.pass_context
 def plugins(context: click.Context, as_json: bool) -> None:
     """List the plugins: installed, enabled, parked, broken."""
-    from .reports import plugin_report, show
+    from .reports import plugin_report
+    from .tables import show
 
     with _plain_errors():
         show(plugin_report(_path_or_none(context)), as_json, title="Plugins")
@@ -180,7 +181,8 @@ def plugins(context: click.Context, as_json: bool) -> None:
 @click.pass_context
 def hooks(context: click.Context, as_json: bool) -> None:
     """List every hook, its kind, and who implements it in which order."""
-    from .reports import hook_report, show
+    from .reports import hook_report
+    from .tables import show
 
     show(hook_report(gateway_of(context)), as_json, title="Hooks")
 

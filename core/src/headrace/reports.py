@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from .errors import ConfigError, HeadraceError, PluginError
 from .gateway import Gateway
 from .registry import is_enabled, plugin_class
 from .settings import load
-
-Rows = Sequence[Mapping[str, Any]]
+from .tables import Rows
 
 
 def plugin_report(path: Path | None) -> Rows:
@@ -126,30 +125,6 @@ def version_report() -> dict[str, str]:
         "system": platform.platform(),
         **{name: metadata.version(name) for name in libraries},
     }
-
-
-def show(rows: Rows, as_json: bool, title: str) -> None:
-    """A table, or the same as JSON."""
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(list(rows)), indent=2).decode())
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table)
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    return escape(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def show_explanation(report: Mapping[str, Any]) -> None:

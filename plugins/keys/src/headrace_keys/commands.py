@@ -181,22 +181,16 @@ def _json(value: Any) -> str:
 
 
 def _print_table(described: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from headrace.tables import table
 
-    table = Table(box=None, pad_edge=False)
-    for title in described[0]:
-        table.add_column(title.upper(), no_wrap=title not in ("name", "models"), overflow="fold", min_width=len(title))
-    for row in described:
-        cells = {
+    rows = [
+        {
             **row,
-            "models": "all" if row["models"] is None else ", ".join(row["models"]),
+            "models": "all" if row["models"] is None else row["models"],
             "created": row["created"][:10],
             "expires": row["expires"][:16].replace("T", " ") if row["expires"] else "never",
         }
-        table.add_row(*(Text(cell) for cell in cells.values()))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no width: nothing is folded there
-    console.print(table)
+        for row in described
+    ]
+    for line in table(rows):
+        click.echo(line)
