@@ -1,19 +1,19 @@
-# make run     set up, and serve a small real model through nginx over TLS     (PORT=8443, CONFIG=conf/headrace.toml)
+# make run     set up, and serve a small real model through nginx over TLS     (PORT=8443)
 # make test    set up, and run every test                                      (TESTS=core/tests picks some)
 # make lint    formatting, style, types                                        make docs    write the generated pages anew
 
 PORT ?= 8443
-CONFIG ?= conf/headrace.toml
 TESTS ?=
 PYTHON ?=
 PACKAGES := pyproject.toml uv.lock core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 SYNC := .venv/bin/uv sync --frozen --inexact --quiet
-HEADRACE := HEADRACE_PORT=$(PORT) .venv/bin/headrace --config $(CONFIG)
+HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 
 .PHONY: run test lint docs clean
 .SILENT:
 .DELETE_ON_ERROR:
 
+run: export HEADRACE_PORT = $(PORT)
 run: .venv/.installed
 	$(HEADRACE) nginx fetch >&2 || true
 	$(HEADRACE) embedded fetch >&2
@@ -21,7 +21,7 @@ run: .venv/.installed
 
 test: .venv/.installed-dev
 	sh tests/setup.sh
-	.venv/bin/headrace --config conf/headrace.toml embedded fetch >&2
+	$(HEADRACE) embedded fetch >&2
 	.venv/bin/pytest $(TESTS)
 
 lint: .venv/.installed-dev

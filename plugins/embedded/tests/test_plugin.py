@@ -70,7 +70,7 @@ async def supervised(processes: list[Process], said: list[str]) -> AsyncIterator
 
 async def ask(gate: Gateway, body: bytes = BODY) -> Reply:
     endpoint = gate.endpoints["/v1/chat/completions"]
-    scope = {"headers": [], "method": "POST", "path": endpoint.path, "client": None}
+    scope: dict[str, Any] = {"headers": [], "method": "POST", "path": endpoint.path, "client": None}
     exchange = Exchange(id="test", endpoint=endpoint, scope=scope, body=body)
     exchange.peek = endpoint.read(body)
     provider = gate.providers["embedded"]
@@ -80,7 +80,8 @@ async def ask(gate: Gateway, body: bytes = BODY) -> Reply:
 
 
 async def test_a_supervised_engine_answers_and_comes_back_after_a_crash(state: Path) -> None:
-    gate, said = gateway(state, threads=1), []
+    said: list[str] = []
+    gate = gateway(state, threads=1)
     (process,) = gate.hooks.processes(gate)
     started = asyncio.get_running_loop().time()
     async with supervised([recorded(process, state)], said), gate.running():

@@ -36,7 +36,7 @@ def announced(gateway: Gateway) -> str:
 def who(gateway: Gateway, key: str) -> str | None:
     plugin: Plugin = gateway.plugins["keys"]
     principal = plugin.ring.authenticate([(b"x-api-key", key.encode())])
-    return principal and f"{principal.name}, {principal.role}"
+    return f"{principal.name}, {principal.role}" if principal else None
 
 
 async def test_the_announced_key_works_and_stays_the_same(make_gateway: Make) -> None:

@@ -16,6 +16,7 @@ import pytest
 from headrace.errors import PluginError, Unauthenticated
 from headrace.gateway import Gateway
 from headrace_keys import Plugin
+from headrace_keys.record import Record
 from headrace_keys.store import Store
 
 Make = Callable[..., Gateway]
@@ -60,10 +61,20 @@ async def test_keys_made_and_revoked_by_another_process_count_within_a_second(
 async def test_the_keys_are_read_again_only_after_a_change(
     make_gateway: Make, create_elsewhere: Callable[[str], str], eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, reads = [], []
+    looks: list[Store] = []
+    reads: list[Store] = []
     version, records = Store.version, Store.records
-    monkeypatch.setattr(Store, "version", lambda self: (looks.append(1), version(self))[1])
-    monkeypatch.setattr(Store, "records", lambda self: (reads.append(1), records(self))[1])
+
+    def watched_version(store: Store) -> int:
+        looks.append(store)
+        return version(store)
+
+    def watched_records(store: Store) -> list[Record]:
+        reads.append(store)
+        return records(store)
+
+    monkeypatch.setattr(Store, "version", watched_version)
+    monkeypatch.setattr(Store, "records", watched_records)
     gateway = make_gateway(refresh_seconds=0.05)
     async with gateway.running():
         await eventually(lambda: len(looks) >= 5)

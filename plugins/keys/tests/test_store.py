@@ -87,7 +87,7 @@ def test_what_was_written_is_read_back(database: Path) -> None:
         with store.writing():
             store.revoke(written.id)
         assert store.records() == [revoked], "the first revocation's time stays"
-    assert revoked.revoked is not None and revoked.allowed == {"a", "b/c"}
+    assert revoked.revoked is not None and revoked.allowed == frozenset({"a", "b/c"})
 
 
 def test_what_fails_halfway_leaves_nothing(database: Path) -> None:

@@ -1,11 +1,16 @@
 """The lines of a running gateway: real requests through real sockets into a real file."""
 
+from __future__ import annotations
+
 import asyncio
 import datetime
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -18,10 +23,13 @@ from headrace.settings import parse
 from headrace_logs.fields import level_of, request_fields
 from headrace_logs.redaction import REDACTED, Redactor
 
+if TYPE_CHECKING:
+    from plugins.logs.tests.conftest import Run
+
 KEY = "sk-cccc1111CCCC2222dddd3333"
 
 
-async def test_an_answered_request_is_one_line_with_every_field(run):
+async def test_an_answered_request_is_one_line_with_every_field(run: Run) -> None:
     async with run() as gateway:
         reply = await gateway.chat("ok", headers={"X-Request-ID": "my-id"})
         assert reply.status_code == 200
@@ -55,7 +63,7 @@ async def test_an_answered_request_is_one_line_with_every_field(run):
     }
 
 
-async def test_a_stream_is_logged_once_with_its_usage(run):
+async def test_a_stream_is_logged_once_with_its_usage(run: Run) -> None:
     async with run() as gateway:
         reply = await gateway.chat("streams", stream=True)
         assert "[DONE]" in reply.text
@@ -65,7 +73,7 @@ async def test_a_stream_is_logged_once_with_its_usage(run):
     assert (line["gen_ai.usage.input_tokens"], line["gen_ai.usage.output_tokens"]) == (7, 2)
 
 
-async def test_a_refused_request_is_a_warning_that_says_why(run):
+async def test_a_refused_request_is_a_warning_that_says_why(run: Run) -> None:
     async with run() as gateway:
         assert (await gateway.chat("unknown")).status_code == 404
     (line,) = gateway.requests()
@@ -75,7 +83,7 @@ async def test_a_refused_request_is_a_warning_that_says_why(run):
     assert "target" not in line
 
 
-async def test_a_request_that_is_not_json_is_logged_without_a_model(run):
+async def test_a_request_that_is_not_json_is_logged_without_a_model(run: Run) -> None:
     async with run() as gateway:
         assert (await gateway.client.post("/v1/chat/completions", content=b"{")).status_code == 400
     (line,) = gateway.requests()
@@ -83,14 +91,14 @@ async def test_a_request_that_is_not_json_is_logged_without_a_model(run):
     assert "gen_ai.request.model" not in line
 
 
-async def test_the_backends_refusal_is_a_warning(run):
+async def test_the_backends_refusal_is_a_warning(run: Run) -> None:
     async with run() as gateway:
         assert (await gateway.chat("refuses")).status_code == 400
     (line,) = gateway.requests()
     assert (line["level"], line["http.response.status_code"]) == ("warning", 400)
 
 
-async def test_a_failed_backend_is_an_error_with_a_redacted_detail(run):
+async def test_a_failed_backend_is_an_error_with_a_redacted_detail(run: Run) -> None:
     async with run() as gateway:
         assert (await gateway.chat("fails")).status_code == 502
     (line,) = gateway.requests()
@@ -101,7 +109,7 @@ async def test_a_failed_backend_is_an_error_with_a_redacted_detail(run):
     assert "ada@" not in line["error.detail"]
 
 
-async def test_a_cut_stream_is_an_error_although_its_status_is_200(run):
+async def test_a_cut_stream_is_an_error_although_its_status_is_200(run: Run) -> None:
     async with run() as gateway:
         reply = await gateway.chat("cuts", stream=True)
         assert reply.status_code == 200
@@ -110,7 +118,7 @@ async def test_a_cut_stream_is_an_error_although_its_status_is_200(run):
     assert line["error.code"] == "stream_truncated"
 
 
-async def test_a_client_that_leaves_is_a_warning(run):
+async def test_a_client_that_leaves_is_a_warning(run: Run) -> None:
     async with run() as gateway:
         body = {"model": "hangs", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
         async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as reply:
@@ -121,7 +129,7 @@ async def test_a_client_that_leaves_is_a_warning(run):
     assert (line["level"], line["aborted"], line["completed"]) == ("warning", True, False)
 
 
-async def test_a_key_shows_in_no_field_of_any_line(run):
+async def test_a_key_shows_in_no_field_of_any_line(run: Run) -> None:
     async with run(level="debug") as gateway:
         headers = {"Authorization": f"Bearer {KEY}", "X-Request-ID": KEY, "User-Agent": KEY, "X-Api-Key": KEY}
         assert (await gateway.chat("ok", headers=headers, user=KEY)).status_code == 200
@@ -132,7 +140,7 @@ async def test_a_key_shows_in_no_field_of_any_line(run):
     assert KEY[:10] not in gateway.path.read_text()
 
 
-async def test_prompts_and_answers_are_not_logged_unless_asked_for(run):
+async def test_prompts_and_answers_are_not_logged_unless_asked_for(run: Run) -> None:
     async with run(level="debug") as gateway:
         await gateway.chat("ok")
         await gateway.chat("streams", stream=True)
@@ -143,7 +151,7 @@ async def test_prompts_and_answers_are_not_logged_unless_asked_for(run):
     assert len(gateway.requests()) == 3
 
 
-async def test_prompts_and_answers_are_logged_redacted_when_asked_for(run):
+async def test_prompts_and_answers_are_logged_redacted_when_asked_for(run: Run) -> None:
     async with run(bodies=True) as gateway:
         await gateway.chat("ok", user="ada@example.org")
         await gateway.chat("streams", stream=True)
@@ -156,7 +164,7 @@ async def test_prompts_and_answers_are_logged_redacted_when_asked_for(run):
     assert "response_text" not in refused
 
 
-async def test_hostile_names_stay_in_one_line(run):
+async def test_hostile_names_stay_in_one_line(run: Run) -> None:
     hostile = 'x\n{"event":"request"}\r\x1b[2J\u2028\x00'
     async with run() as gateway:
         assert (await gateway.chat(hostile)).status_code == 404
@@ -165,7 +173,7 @@ async def test_hostile_names_stay_in_one_line(run):
     assert all(each.isprintable() for each in gateway.path.read_text("utf-8").split("\n"))
 
 
-async def test_messages_of_the_gateway_and_its_server_have_the_same_form(run):
+async def test_messages_of_the_gateway_and_its_server_have_the_same_form(run: Run) -> None:
     async with run() as gateway:
         logging.getLogger("headrace.hooks").error("plugin %r failed for %s", "x", "ada@example.org")
         logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
@@ -184,7 +192,7 @@ async def test_messages_of_the_gateway_and_its_server_have_the_same_form(run):
     assert "a1b2c3" not in mine[2]["exception"]
 
 
-async def test_lines_below_the_level_are_not_written(run):
+async def test_lines_below_the_level_are_not_written(run: Run) -> None:
     async with run(level="error") as gateway:
         await gateway.chat("ok")
         await gateway.chat("unknown")
@@ -194,7 +202,7 @@ async def test_lines_below_the_level_are_not_written(run):
     assert "not this" not in gateway.path.read_text()
 
 
-async def test_the_file_may_be_rotated_while_the_gateway_runs(run):
+async def test_the_file_may_be_rotated_while_the_gateway_runs(run: Run) -> None:
     async with run() as gateway:
         await gateway.chat("ok")
         await until(lambda: gateway.path.exists() and gateway.requests())
@@ -204,7 +212,7 @@ async def test_the_file_may_be_rotated_while_the_gateway_runs(run):
     assert '"ok"' in gateway.path.with_suffix(".1").read_text()
 
 
-async def test_a_full_disk_does_not_break_replies_and_is_said_once(run, capfd):
+async def test_a_full_disk_does_not_break_replies_and_is_said_once(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     async with run(path="/dev/full") as gateway:
         for _ in range(3):
             assert (await gateway.chat("ok")).status_code == 200
@@ -214,7 +222,7 @@ async def test_a_full_disk_does_not_break_replies_and_is_said_once(run, capfd):
     assert "No space left" in said[0]["reason"]
 
 
-async def test_without_a_file_lines_go_to_standard_error(run, capfd):
+async def test_without_a_file_lines_go_to_standard_error(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
     async with run(path=None) as gateway:
         await gateway.chat("ok")
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
@@ -233,11 +241,12 @@ asyncio.run(serve(Gateway.from_file(Path(sys.argv[1])), [listener]))
 """
 
 
-async def test_no_line_is_lost_when_the_process_is_told_to_stop(tmp_path):
+async def test_no_line_is_lost_when_the_process_is_told_to_stop(tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text(f'[server]\nanonymous = true\nstate_dir = "{tmp_path}/state"\n[plugins.logs]\n')
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, str(config), stdout=pipe, stderr=pipe)
+    assert process.stdout is not None
     try:
         port = int(await asyncio.wait_for(process.stdout.readline(), 60))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
@@ -253,7 +262,7 @@ async def test_no_line_is_lost_when_the_process_is_told_to_stop(tmp_path):
     assert len([line for line in lines if line["event"] == "request"]) == 200
 
 
-async def test_console_lines_are_for_people(run):
+async def test_console_lines_are_for_people(run: Run) -> None:
     async with run(format="console") as gateway:
         await gateway.chat("ok")
         await gateway.chat("x\x1b[31m\ny")
@@ -263,29 +272,29 @@ async def test_console_lines_are_for_people(run):
     assert "\\x1b[31m\\ny" in second
 
 
-def exchange(**principal):
+def exchange(**principal: Any) -> Exchange:
     endpoint = OPENAI_ENDPOINTS["/v1/completions"]
-    scope = {"headers": [], "method": "POST", "path": endpoint.path, "client": ("10.0.0.1", 5)}
+    scope: dict[str, Any] = {"headers": [], "method": "POST", "path": endpoint.path, "client": ("10.0.0.1", 5)}
     made = Exchange(id="a" * 32, endpoint=endpoint, scope=scope, body=b'{"model":"m","prompt":"p"}')
     made.peek = endpoint.read(made.body)
     made.principal = Principal(**principal) if principal else None
     return made
 
 
-def test_the_principal_is_named_as_the_operator_named_it():
+def test_the_principal_is_named_as_the_operator_named_it() -> None:
     made = exchange(id="k3m9x2p7", name="ada@example.org", team="maths")
     fields = request_fields(made, Outcome(status=200, completed=True), Redactor())
     assert (fields["user.id"], fields["user.name"], fields["team"]) == ("k3m9x2p7", "ada@example.org", "maths")
     assert fields["gen_ai.operation.name"] == "text_completion"
 
 
-def test_fields_that_do_not_apply_are_left_out():
+def test_fields_that_do_not_apply_are_left_out() -> None:
     fields = request_fields(exchange(), Outcome(status=401, completed=False), Redactor())
     assert None not in fields.values()
     assert not [name for name in fields if name.startswith(("user.", "error.", "gen_ai.usage"))]
 
 
-def test_a_long_detail_is_cut():
+def test_a_long_detail_is_cut() -> None:
     error = RateLimited("m", detail="x" * 100_000)
     fields = request_fields(exchange(), Outcome(status=429, completed=False, error=error), Redactor())
     assert len(fields["error.detail"]) < 2100
@@ -304,11 +313,11 @@ def test_a_long_detail_is_cut():
         (Outcome(status=502, completed=False), "ERROR"),
     ],
 )
-def test_the_level_follows_from_the_outcome(outcome, level):
+def test_the_level_follows_from_the_outcome(outcome: Outcome, level: str) -> None:
     assert logging.getLevelName(level_of(outcome)) == level
 
 
-def configured(tmp_path, **options):
+def configured(tmp_path: Path, **options: object) -> Gateway:
     return Gateway(parse({"server": {"state_dir": str(tmp_path)}, "plugins": {"logs": options}})).assemble()
 
 
@@ -324,13 +333,13 @@ def configured(tmp_path, **options):
         ({"colour": True}, "colour"),
     ],
 )
-def test_a_wrong_option_is_explained_at_the_start(tmp_path, options, words):
+def test_a_wrong_option_is_explained_at_the_start(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as raised:
         configured(tmp_path, **options)
     assert words in str(raised.value)
 
 
-async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path):
+async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     gateway = configured(tmp_path, path="file/gateway.log")
     with pytest.raises(PluginError, match=r"cannot write .*gateway\.log"):
@@ -338,12 +347,12 @@ async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path):
             pytest.fail("it started")
 
 
-def test_the_plugin_is_made_without_touching_the_disk(tmp_path):
+def test_the_plugin_is_made_without_touching_the_disk(tmp_path: Path) -> None:
     configured(tmp_path / "state", path="gateway.log")
     assert not list(tmp_path.iterdir())
 
 
-async def until(condition, seconds=20):
+async def until(condition: Callable[[], object], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

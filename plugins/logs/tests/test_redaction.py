@@ -1,8 +1,11 @@
 """What is replaced in text, and what is not: `redaction_corpus.toml`."""
 
+from __future__ import annotations
+
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,47 +18,47 @@ CORPUS = tomllib.loads((Path(__file__).parent / "redaction_corpus.toml").read_te
 
 
 @pytest.mark.parametrize("case", CORPUS["positive"], ids=lambda case: case["name"])
-def test_secrets_in_text_are_replaced(case):
+def test_secrets_in_text_are_replaced(case: dict[str, Any]) -> None:
     redacted = Redactor().text(case["text"])
     assert REDACTED in redacted
     assert not [piece for piece in case["secret"] if piece in redacted]
 
 
 @pytest.mark.parametrize("case", CORPUS["negative"], ids=lambda case: case["name"])
-def test_harmless_text_stays_as_it_is(case):
+def test_harmless_text_stays_as_it_is(case: dict[str, Any]) -> None:
     assert Redactor().text(case["text"]) == case["text"]
 
 
 @pytest.mark.parametrize("case", CORPUS["positive"], ids=lambda case: case["name"])
-def test_redacting_twice_changes_nothing_more(case):
+def test_redacting_twice_changes_nothing_more(case: dict[str, Any]) -> None:
     once = Redactor().text(case["text"])
     assert Redactor().text(once) == once
 
 
-def test_the_rest_of_a_text_is_kept():
+def test_the_rest_of_a_text_is_kept() -> None:
     assert Redactor().text("by ada@example.org, at noon") == f"by {REDACTED}, at noon"
 
 
-def test_names_given_by_the_operator_may_be_addresses_but_not_keys():
+def test_names_given_by_the_operator_may_be_addresses_but_not_keys() -> None:
     redactor = Redactor()
     assert redactor.secrets("ada@example.org") == "ada@example.org"
     assert redactor.secrets("sk-aaaaAAAA1111bbbbBBBB") == REDACTED
 
 
-def test_configured_patterns_are_replaced_too():
+def test_configured_patterns_are_replaced_too() -> None:
     assert Redactor([r"\bACME-\d+"]).text("order ACME-42 of ACME") == f"order {REDACTED} of ACME"
 
 
-def test_a_configured_pattern_may_match_a_plain_word():
+def test_a_configured_pattern_may_match_a_plain_word() -> None:
     assert Redactor(["^swordfish$"]).text("swordfish") == REDACTED
 
 
-def test_a_replacement_is_taken_literally():
+def test_a_replacement_is_taken_literally() -> None:
     assert Redactor([r"(a)(b)"]).text("xabx") == f"x{REDACTED}x"
 
 
 @pytest.mark.parametrize("cut", range(1, 60))
-def test_a_secret_across_the_cut_does_not_show(cut):
+def test_a_secret_across_the_cut_does_not_show(cut: int) -> None:
     text = "x " * 30 + "ada@example.org sk-aaaaAAAA1111bbbbBBBB " + "y " * MARGIN
     shown = Redactor().prefix(text, 50 + cut)
     assert "aaaa" not in shown
@@ -63,7 +66,7 @@ def test_a_secret_across_the_cut_does_not_show(cut):
     assert len(shown) <= 51 + cut
 
 
-def test_every_text_in_a_tree_is_redacted():
+def test_every_text_in_a_tree_is_redacted() -> None:
     tree = {
         "messages": [{"role": "user", "content": "I am ada@example.org"}],
         "card": 4111111111111111,
@@ -110,7 +113,7 @@ def test_every_text_in_a_tree_is_redacted():
         "%",
     ],
 )
-def test_no_text_takes_long(piece):
+def test_no_text_takes_long(piece: str) -> None:
     text = piece * (200_000 // len(piece))
     started = time.process_time()
     Redactor().text(text)
@@ -119,7 +122,7 @@ def test_no_text_takes_long(piece):
 
 @unhurried
 @given(st.text())
-def test_any_text_can_be_redacted(text):
+def test_any_text_can_be_redacted(text: str) -> None:
     assert isinstance(Redactor().text(text), str)
     assert len(Redactor().prefix(text, 5)) <= 6
 
@@ -131,5 +134,5 @@ def test_any_text_can_be_redacted(text):
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_any_tree_can_be_redacted(tree):
+def test_any_tree_can_be_redacted(tree: object) -> None:
     Redactor().tree(tree, 10)

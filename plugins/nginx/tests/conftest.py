@@ -198,7 +198,7 @@ class Front:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         try:
             part = connection.recv(65536)
@@ -274,7 +274,11 @@ def started(service: Service) -> Iterator[subprocess.Popen[bytes]]:
     child = subprocess.Popen(service.argv(service.nginx()), stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         ask = service.ready()
-        until(lambda: child.poll() is not None or asyncio.run(ask()), "nginx's answer")
+
+        async def answers() -> bool:
+            return await ask()
+
+        until(lambda: child.poll() is not None or asyncio.run(answers()), "nginx's answer")
         assert child.poll() is None, "nginx ended at once"
         yield child
     finally:

@@ -10,27 +10,37 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from headrace import hookimpl
 from headrace.errors import Unauthenticated
-from headrace.exchange import Principal
+from headrace.exchange import Exchange, Principal
 from headrace.gateway import Gateway
 from headrace.server import make_server
 from headrace.settings import parse
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
+
+T = TypeVar("T")
+Step = bytes | threading.Event
+"""What a backend does next: send these bytes, or wait for this event."""
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 KEY = "hr-secret-key"
 
 
-def delta(text):
+def delta(text: str) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": {"content": text}}]}
 
 
-def event(document):
+def event(document: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
@@ -43,17 +53,17 @@ class Backend:
     Without a script it echoes the last message. `requests` holds the bodies; `left` is set when a client leaves early.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget what one test did before the next."""
-        self.script = None
+        self.script: Sequence[Step] | None = None
         self.status = "200 OK"
-        self.requests = []
+        self.requests: list[dict[str, Any]] = []
         self.left = threading.Event()
 
-    async def answer(self, reader, writer):
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             if head.startswith(b"GET"):
@@ -73,12 +83,12 @@ class Backend:
         finally:
             writer.close()
 
-    def _echo(self, request):
+    def _echo(self, request: Mapping[str, Any]) -> Sequence[Step]:
         text = "You said: " + request["messages"][-1]["content"]
         usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 17}}
         return [event(delta(text)), event(usage), DONE]
 
-    async def _send(self, writer, script, content_type):
+    async def _send(self, writer: asyncio.StreamWriter, script: Sequence[Step], content_type: bytes) -> None:
         writer.write(b"HTTP/1.1 %s\r\nContent-Type: %s\r\n" % (self.status.encode(), content_type))
         writer.write(b"Connection: close\r\n\r\n")
         for step in script:
@@ -93,7 +103,7 @@ class Backend:
 class Site:
     """The gateway's address, and the backend behind it."""
 
-    def __init__(self, url, backend):
+    def __init__(self, url: str, backend: Backend) -> None:
         self.url = url
         self.backend = backend
 
@@ -102,7 +112,7 @@ class Doorkeeper:
     """A plugin that knows one key. Stands in for any that authenticates."""
 
     @hookimpl
-    async def authenticate(self, exchange):
+    async def authenticate(self, exchange: Exchange) -> Principal | None:
         given = exchange.header(b"authorization")
         if given is None:
             return None
@@ -112,25 +122,25 @@ class Doorkeeper:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Answers without a key."""
     with serving(tmp_path_factory.mktemp("site"), anonymous=True) as site:
         yield site
 
 
 @pytest.fixture(scope="session")
-def locked_site(tmp_path_factory):
+def locked_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Asks for `KEY`."""
     with serving(tmp_path_factory.mktemp("locked"), anonymous=False) as site:
         yield site
 
 
 @contextlib.contextmanager
-def serving(state_dir: Path, *, anonymous: bool):
+def serving(state_dir: Path, *, anonymous: bool) -> Iterator[Site]:
     backend, ready, end = Backend(), threading.Event(), threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
-    async def serve():
+    async def serve() -> None:
         behind = await asyncio.start_server(backend.answer, "127.0.0.1", 0)
         gateway = build(behind.sockets[0].getsockname()[1], state_dir, anonymous)
         async with behind, gateway.running():
@@ -173,7 +183,7 @@ def build(port: int, state_dir: Path, anonymous: bool) -> Gateway:
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory):
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """One browser for the whole run."""
     if (CHROMIUM is None or CHROMEDRIVER is None) and not os.environ.get("CI"):
         pytest.skip("chromium and chromedriver are not installed")
@@ -205,11 +215,11 @@ def chromium(tmp_path_factory):
 
 
 @pytest.fixture
-def browser(chromium):
+def browser(chromium: Chrome) -> Iterator[Chrome]:
     """The browser with an empty tab storage, and the check that the page broke no policy and threw nothing."""
-    chromium.get_log("browser")
+    console(chromium)  # what an earlier test left
     yield chromium
-    log = [entry["message"] for entry in chromium.get_log("browser") if entry["level"] != "DEBUG"]
+    log = [entry["message"] for entry in console(chromium) if entry["level"] != "DEBUG"]
     chromium.execute_script("sessionStorage.clear()")
     chromium.get("about:blank")
     unexpected = [line for line in log if "Failed to load resource" not in line]  # an error answer we asked for
@@ -217,18 +227,24 @@ def browser(chromium):
 
 
 @pytest.fixture
-def page(browser, site):
+def page(browser: Chrome, site: Site) -> Iterator[PageDriver]:
     site.backend.reset()
     yield opened(browser, site)
 
 
 @pytest.fixture
-def locked_page(browser, locked_site):
+def locked_page(browser: Chrome, locked_site: Site) -> Iterator[PageDriver]:
     locked_site.backend.reset()
     yield opened(browser, locked_site)
 
 
-def opened(browser, site):
+def console(browser: Chrome) -> list[dict[str, Any]]:
+    """What the browser logged since the last call."""
+    entries: list[dict[str, Any]] = browser.get_log("browser")  # type: ignore[no-untyped-call]  # selenium left it bare
+    return entries
+
+
+def opened(browser: Chrome, site: Site) -> PageDriver:
     browser.get(site.url + "/playground")
     page = PageDriver(browser, site.backend)
     page.until(lambda: page.css("#model option") and page.text("#models-note") + page.value("#model"))
@@ -238,34 +254,39 @@ def opened(browser, site):
 class PageDriver:
     """What a person does with the page, and sees."""
 
-    def __init__(self, browser, backend):
+    def __init__(self, browser: Chrome, backend: Backend) -> None:
         self.browser = browser
         self.backend = backend
 
-    def css(self, selector):
+    def console(self) -> list[dict[str, Any]]:
+        return console(self.browser)
+
+    def css(self, selector: str) -> list[WebElement]:
         return self.browser.find_elements("css selector", selector)
 
-    def one(self, selector):
+    def one(self, selector: str) -> WebElement:
         return self.browser.find_element("css selector", selector)
 
-    def text(self, selector):
+    def text(self, selector: str) -> str:
         return "\n".join(each.text for each in self.css(selector))
 
-    def value(self, selector):
-        return self.one(selector).get_property("value")
+    def value(self, selector: str) -> str:
+        value = self.one(selector).get_property("value")
+        assert isinstance(value, str)
+        return value
 
-    def write(self, selector, text):
+    def write(self, selector: str, text: str) -> None:
         self.one(selector).clear()
         self.one(selector).send_keys(text)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         self.write("#prompt", text)
         self.one("#send").click()
 
-    def idle(self):
+    def idle(self) -> bool:
         return not self.css(".streaming") and self.one("#send").is_displayed()
 
-    def until(self, condition, seconds=30):
+    def until(self, condition: Callable[[], T], seconds: float = 30) -> T:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < deadline, f"it did not happen; the page says: {self.text('body')}"
