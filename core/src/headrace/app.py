@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from .gateway import Gateway, Route
+
+logger = logging.getLogger("headrace.app")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """Request ids of clients that are taken over; any other is replaced."""
@@ -98,7 +101,6 @@ def _starlette(gateway: Gateway) -> Starlette:
         exception_handlers={
             GatewayError: _on_gateway_error,
             HTTPException: _on_http_exception,
-            Exception: _on_exception,
         },
     )
 
@@ -108,18 +110,25 @@ def _route(route: Route, gateway: Gateway) -> StarletteRoute:
 
 
 def _guarded(route: Route, gateway: Gateway) -> Callable[[Request], Awaitable[Response]]:
-    if route.require == "public":
-        return route.handler
+    """The route's handler behind its access check; what it raises unexpectedly is a fault that is logged."""
 
     async def guarded(request: Request) -> Response:
-        await routes.require(request, gateway, route.require)
-        return await route.handler(request)
+        try:
+            if route.require != "public":
+                await routes.require(request, gateway, route.require)
+            return await route.handler(request)
+        except (GatewayError, HTTPException):
+            raise
+        except Exception as error:
+            raise PluginFault("headrace", f"route {route.path}", error) from error
 
     return guarded
 
 
 async def _on_gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
+    if isinstance(error, PluginFault):
+        logger.error("request %s failed: %s", request.scope["headrace.id"], error.detail)
     return error_response(error)
 
 
@@ -132,8 +141,3 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         allow = dict(error.headers or {})
         return error_response(MethodNotAllowed(f"{path} does not answer {request.method}.", headers=allow))
     return error_response(GatewayError(error.detail, status=error.status_code))
-
-
-async def _on_exception(request: Request, error: Exception) -> Response:
-    fault = PluginFault("headrace", request.url.path, error)
-    return error_response(fault)

@@ -142,7 +142,7 @@ def serve(context: click.Context, socket_only: bool) -> None:
     gateway = gateway_of(context)
     with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:
         if not socket_only:
-            click.echo(f"headrace: listening on http://{gateway.config.server.listen}", err=True)
+            click.echo(f"headrace: listening on {server.url_of(sockets[-1])}", err=True)
         server.run(gateway, sockets)
 
 

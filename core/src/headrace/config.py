@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+"""Seconds, up to a year."""
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 

@@ -103,7 +103,7 @@ class Reply:
 
     @property
     def ok(self) -> bool:
-        return self.status < 400
+        return self.status < 300
 
     @property
     def is_event_stream(self) -> bool:
@@ -221,6 +221,8 @@ def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
         return _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not a JSON object: {error}.", code="invalid_json") from error
+    except RecursionError as error:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from error
 
 
 def merge_fields(fields: dict[str, msgspec.Raw], changes: dict[str, Any]) -> bytes:

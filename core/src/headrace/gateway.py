@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -86,9 +86,15 @@ class Gateway:
         self.routes: list[Route] = []
         self.models = Models(())
         self.hooks = Hooks(specifications())
-        self.plugins = load_plugins(config, self, source, plugins or {})
+        self.plugins, problems = load_plugins(config, self, source, plugins or {})
         self.hooks = Hooks(
-            compile_hooks(self.plugins, config.order, source),
+            compile_hooks(
+                self.plugins,
+                config.order,
+                source,
+                configured=config.plugins,
+                earlier=[*_check_listen(config.server.listen, source), *problems],
+            ),
             trace=config.server.trace_errors,
             startup_timeout=config.server.startup_timeout,
         )
@@ -187,6 +193,13 @@ class Gateway:
                 yield
         finally:
             await self.upstream.aclose()
+
+
+def _check_listen(listen: str, source: str) -> Iterator[Problem]:
+    host, _, port = listen.rpartition(":")
+    is_address = bool(host) and port.isdecimal() and int(port) <= 65535
+    if not is_address and not (listen.startswith("unix:") and listen != "unix:"):
+        yield Problem(f"{source}: [server] listen", f"{listen!r} is neither HOST:PORT nor unix:PATH")
 
 
 __all__ = ["ConfigError", "Gateway", "PluginError", "Register", "Route"]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, GatewayError, PluginError, PluginFault
+from .errors import ConfigError, GatewayError, PluginError, PluginFault, Problem
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
 from .registry import Hook
 from .streaming import Tap
@@ -60,10 +60,19 @@ class Hooks:
 
         Raises:
             PluginError: naming the plugin and the hook.
+            ConfigError: several plugins failed.
         """
+        failures: list[PluginError] = []
         for name, call in self._calls[hook]:
-            with self._starting(name, hook):
-                call(*arguments)
+            try:
+                with self._starting(name, hook):
+                    call(*arguments)
+            except PluginError as error:
+                failures.append(error)
+        if len(failures) > 1:
+            raise ConfigError([Problem(f"plugin {each.plugin!r}, hook {hook!r}", each.problem) for each in failures])
+        for failure in failures:
+            raise failure
 
     def collect_setup(self, hook: str, *arguments: Any) -> list[Any]:
         """The answers of a COLLECT hook of the setup that are not None. Raises PluginError."""
@@ -94,23 +103,28 @@ class Hooks:
     @contextlib.asynccontextmanager
     async def lifespan(self, gateway: Gateway) -> AsyncIterator[None]:
         """Enter every plugin's lifespan, each within the time limit; leave them all, whatever one of them does."""
-        import asyncio
-
         async with AsyncExitStack() as stack:
             for name, call in self._calls["lifespan"]:
-                try:
-                    with self._starting(name, "lifespan"):
-                        manager = call(gateway)
-                    if manager is None:
-                        continue
-                    with _start_up_fault(name, "lifespan"):
-                        async with asyncio.timeout(self._startup_timeout):
-                            await stack.enter_async_context(manager)
-                except TimeoutError as error:
-                    raise PluginError(
-                        name, f"did not start in {self._startup_timeout:g} s (server.startup_timeout)", "lifespan"
-                    ) from error
+                with self._starting(name, "lifespan"):
+                    manager = call(gateway)
+                if manager is not None:
+                    await self._enter(name, manager, stack)
             yield
+
+    async def _enter(self, plugin: str, manager: AbstractAsyncContextManager[None], stack: AsyncExitStack) -> None:
+        """Enter one lifespan. What waits too long is cancelled; what blocks the loop is interrupted a little later."""
+        import asyncio
+
+        seconds = self._startup_timeout
+        with _start_up_fault(plugin, "lifespan"), time_limit(plugin, "the start", seconds + 1.0, "lifespan"):
+            try:
+                async with asyncio.timeout(seconds) as limit:
+                    await stack.enter_async_context(manager)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                message = f"did not start in {seconds:g} s (server.startup_timeout)"
+                raise PluginError(plugin, message, "lifespan") from error
 
     @contextlib.contextmanager
     def _starting(self, plugin: str, hook: str) -> Iterator[None]:
@@ -276,7 +290,7 @@ def _start_up_fault(plugin: str, hook: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise PluginError(plugin, "; ".join(problem.message for problem in error.problems), hook) from error
-    except (GatewayError, PluginError, TimeoutError):
+    except PluginError:
         raise
     except Exception as error:
         raise PluginError(plugin, f"failed: {type(error).__name__}: {error}", hook) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,10 @@ td, th { border-color: #2a3642 } a { color: #7cc4ff } }
 """
 
 
+_CONVERTER = re.compile(r":\w+}")
+"""Starlette's `{name:path}`; OpenAPI has `{name}` alone."""
+
+
 def docs_routes(gateway: Gateway) -> list[Route]:
     """The two public routes that describe the others."""
     document = _Document(gateway)
@@ -60,7 +65,7 @@ def describe(gateway: Gateway) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Error": ERROR_SCHEMA}
     paths = {path: {"post": _endpoint(endpoint, schemas)} for path, endpoint in gateway.endpoints.items()}
     for route in (*core_routes(gateway), *gateway.routes):
-        path = route.path.replace(":path}", "}")
+        path = _CONVERTER.sub("}", route.path)
         paths[path] = {method.lower(): _route(route) for method in route.methods}
     return {
         "openapi": "3.1.0",
@@ -99,8 +104,11 @@ def _route(route: Route) -> dict[str, Any]:
         "summary": route.summary,
         "responses": {"200": {"description": "OK"}, "default": _error_response()},
     }
-    if "{model" in route.path:
-        described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    names = re.findall(r"{(\w+)", route.path)
+    if names:
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
     if route.require != "public":
         described["security"] = [{"key": []}]
     return described

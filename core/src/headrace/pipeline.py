@@ -158,7 +158,7 @@ async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Ga
     error = exception if isinstance(exception, GatewayError) else PluginFault("headrace", "pipeline", exception)
     if isinstance(error, PluginFault | Cut):
         trace = error.__cause__ if gateway.config.server.trace_errors else None
-        logger.error("request %s failed: %s", exchange.id, error.detail, exc_info=trace)
+        logger.error("request %s failed: %s", exchange.id, error.detail or error.message, exc_info=trace)
     return await gateway.hooks.handle_error(exchange, error)
 
 

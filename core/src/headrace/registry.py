@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ import pluggy
 
 from . import discovery, hookspecs
 from .config import Config
-from .errors import ConfigError, HeadraceError, PluginError, Problem
+from .errors import ConfigError, PluginError, Problem
 from .kinds import PROJECT, Kind
+from .references import Missing
 from .settings import SWITCHES, decode_plugin
 from .timelimit import time_limit
 
@@ -49,11 +50,16 @@ def specifications() -> dict[str, Hook]:
     }
 
 
-def load_plugins(config: Config, gateway: Any, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def load_plugins(
+    config: Config, gateway: Any, source: str, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Problem]]:
     """Import and make every enabled plugin, in file order. `given` classes are used in place of entry points.
 
+    Returns:
+        The plugins that could be made, and what is wrong with the others.
+
     Raises:
-        ConfigError, PluginError: one problem alone; ConfigError with all of them if there are several.
+        ConfigError: distributions claim the same name.
     """
     available = discovery.installed()
     plugins: dict[str, Any] = {}
@@ -68,9 +74,7 @@ def load_plugins(config: Config, gateway: Any, source: str, given: Mapping[str, 
             problems.extend(error.problems)
         except PluginError as error:
             problems.append(Problem(f"{source}: [plugins.{name}]", str(error)))
-    if problems:
-        raise ConfigError(problems)
-    return plugins
+    return plugins, problems
 
 
 def plugin_class(name: str) -> Any:
@@ -78,8 +82,18 @@ def plugin_class(name: str) -> Any:
     return _find(name, discovery.installed(), IMPORT_SECONDS)
 
 
-def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]], source: str) -> dict[str, Hook]:
+def compile_hooks(
+    plugins: Mapping[str, Any],
+    order: Mapping[str, Sequence[str]],
+    source: str,
+    *,
+    configured: Iterable[str] = (),
+    earlier: Sequence[Problem] = (),
+) -> dict[str, Hook]:
     """Check every implementation and freeze the order of the calls.
+
+    `configured` names plugins that `[order]` may mention though they could not be made; `earlier` problems are raised
+    along with what is found here.
 
     Raises:
         ConfigError: every wrong signature, colour, misspelt hook and unknown name in `[order]`, at once.
@@ -87,7 +101,7 @@ def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]]
     manager = _Manager(PROJECT)
     manager.add_hookspecs(hookspecs)
     hooks = specifications()
-    problems = list(_check_order(order, hooks, plugins, source))
+    problems = [*earlier, *_check_order(order, hooks, {*plugins, *configured}, source)]
     for name, plugin in plugins.items():
         for message in _check_plugin(name, plugin, hooks, manager):
             problems.append(Problem(f"{source}: [plugins.{name}]", message))
@@ -99,6 +113,8 @@ def compile_hooks(plugins: Mapping[str, Any], order: Mapping[str, Sequence[str]]
 def is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
     """Whether a plugin's table parks it with `enabled = false`. Raises ConfigError if it says neither."""
     enabled = table.get("enabled", True)
+    if isinstance(enabled, Missing):
+        raise ConfigError([Problem(f"{source}: [plugins.{name}] enabled", enabled.message)])
     if isinstance(enabled, str) and enabled.strip().lower() in SWITCHES:
         return SWITCHES[enabled.strip().lower()]
     if not isinstance(enabled, bool):
@@ -121,14 +137,16 @@ def _make(name: str, plugin_class: Any, table: Mapping[str, Any], gateway: Any, 
     with time_limit(name, "__init__", limit):
         try:
             return plugin_class(decoded, gateway)
-        except HeadraceError:
+        except (ConfigError, PluginError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(name, f"could not be made: {type(error).__name__}: {error}") from error
 
 
 def _import(found: discovery.Found, limit: float) -> Any:
     module, _, attribute = found.value.partition(":")
+    if not attribute:
+        raise PluginError(found.name, f"{found.value} names no class: an entry point is MODULE:CLASS")
     with time_limit(found.name, "import", limit):
         try:
             value: Any = importlib.import_module(module)
@@ -148,7 +166,7 @@ class _NoConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _check_order(
-    order: Mapping[str, Sequence[str]], hooks: Mapping[str, Hook], plugins: Mapping[str, Any], source: str
+    order: Mapping[str, Sequence[str]], hooks: Mapping[str, Hook], plugins: Container[str], source: str
 ) -> Iterator[Problem]:
     for hook, names in order.items():
         if hook not in hooks:

@@ -75,17 +75,19 @@ class Plugin:
 
 TEST = """\
 import httpx
-
 from headrace.testing import FakeBackend, serve
 
 
 async def test_every_answer_carries_the_greeting() -> None:
-    async with FakeBackend() as backend, serve(backend.config(plugins={"$name": {"greeting": "hi"}})) as running:
-        async with httpx.AsyncClient(base_url=running.url, trust_env=False) as client:
-            answer = await client.post(
-                "/v1/chat/completions",
-                json={"model": "test", "messages": [{"role": "user", "content": "hello"}]},
-            )
+    async with (
+        FakeBackend() as backend,
+        serve(backend.config(plugins={"$name": {"greeting": "hi"}})) as running,
+        httpx.AsyncClient(base_url=running.url, trust_env=False) as client,
+    ):
+        answer = await client.post(
+            "/v1/chat/completions",
+            json={"model": "test", "messages": [{"role": "user", "content": "hello"}]},
+        )
     assert answer.status_code == 200
     assert answer.headers["x-greeting"] == "hi"
 """
@@ -129,8 +131,11 @@ def render(name: str, into: Path) -> Path:
         f"src/{package}/py.typed": "",
         f"tests/test_{package}.py": TEST,
     }
-    for path, text in files.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(Template(text).substitute(values), "utf-8")
+    try:
+        for path, text in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(text).substitute(values), "utf-8")
+    except OSError as error:
+        raise HeadraceError(f"{folder} cannot be written: {error.strerror}") from error
     return folder

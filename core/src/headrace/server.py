@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import re
 import resource
 import signal
 import socket
@@ -21,13 +22,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import build_app
 from .errors import (
-    ConfigError,
     GatewayError,
     HeadersTooLarge,
     HeadraceError,
     InvalidRequest,
     MethodNotAllowed,
-    Problem,
     envelope,
 )
 from .gateway import Gateway
@@ -103,8 +102,10 @@ def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         _head_bytes = 0
         _refusal: GatewayError | None = None
+        _data = b""
 
         def data_received(self, data: bytes) -> None:
+            self._data = data
             in_head = self._head_bytes > 0
             super().data_received(data)
             if in_head and self._head_bytes > 0:  # a head in many pieces: the parser keeps what is incomplete
@@ -140,37 +141,34 @@ def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
                 raise self._refusal
 
         def send_400_response(self, msg: str) -> None:
-            error = self._refusal or _malformed(sys.exc_info()[1])
+            error = self._refusal or _malformed(sys.exc_info()[1], self._data)
             body = envelope(error)
             phrase = HTTPStatus(error.status).phrase.encode()
+            extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items()).encode()
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"connection: close\r\n\r\n%s" % (error.status, phrase, len(body), body)
+                b"%sconnection: close\r\n\r\n%s" % (error.status, phrase, len(body), extra, body)
             )
             self.transport.close()
 
     return Protocol
 
 
-def _malformed(cause: BaseException | None) -> GatewayError:
+_REQUEST_LINE = re.compile(rb"[A-Z][A-Z_-]* \S")
+
+
+def _malformed(cause: BaseException | None, data: bytes) -> GatewayError:
     """What the parser could not read, for the caller."""
-    if isinstance(cause, httptools.HttpParserInvalidMethodError):
-        return MethodNotAllowed("This method is not known here.")
+    if isinstance(cause, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
+        return MethodNotAllowed("This method is not known here.", headers={"Allow": "GET, HEAD, POST, OPTIONS"})
     return InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
 
 
-def bind(listen: str, source: str = "configuration") -> socket.socket:
-    """Bind `HOST:PORT` or `unix:PATH`.
-
-    Raises:
-        ConfigError: `listen` is neither.
-        CannotListen: the address cannot be had.
-    """
+def bind(listen: str) -> socket.socket:
+    """Bind `HOST:PORT` or `unix:PATH`. Raises CannotListen."""
     if listen.startswith("unix:"):
         return bind_unix(Path(listen.removeprefix("unix:")))
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError([Problem(f"{source}: [server] listen", f"{listen!r} is neither HOST:PORT nor unix:PATH")])
     return _bind_tcp(host.strip("[]"), int(port))
 
 
@@ -219,6 +217,14 @@ def _remove_stale(path: Path) -> None:
     raise CannotListen(f"another gateway listens on {path}: stop it, or set another server.state_dir")
 
 
+def url_of(listener: socket.socket) -> str:
+    """Where a bound socket is reached."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
 def raise_file_limit() -> None:
     """Allow as many open files as the system lets us: two sockets per stream add up."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -231,13 +237,13 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
     """Sockets to serve on: the core's unix socket and, with `tcp`, `server.listen`. Closed and removed at the end.
 
     Raises:
-        CannotListen, ConfigError.
+        CannotListen, HeadraceError.
     """
     gateway.make_dirs()
     sockets = [bind_unix(gateway.core_socket)]
     try:
         if tcp:
-            sockets.append(bind(gateway.config.server.listen, gateway.source))
+            sockets.append(bind(gateway.config.server.listen))
         yield sockets
     finally:
         for each in sockets:

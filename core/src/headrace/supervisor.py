@@ -90,6 +90,9 @@ class Supervisor:
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work, but drop it as soon as a signal says stop."""
+        if self.stop.is_set():
+            work.close()
+            return
         task = asyncio.create_task(work)
         stopping = asyncio.create_task(self.stop.wait())
         await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +105,10 @@ class Supervisor:
 
     async def _end(self) -> None:
         for role in reversed(ROLES):
-            await asyncio.gather(*(ward.end() for ward in self._wards if ward.process.role == role))
+            ends = (ward.end() for ward in self._wards if ward.process.role == role)
+            for failure in await asyncio.gather(*ends, return_exceptions=True):
+                if failure is not None:
+                    self._say(f"stopping: {failure!r}")
 
 
 PR_SET_PDEATHSIG = 1
@@ -155,15 +161,15 @@ class _Ward:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         child = self._child
-        if child is None or child.returncode is not None:
+        if child is None:
             return
         self._signal(self.process.stop_signal)
         try:
             await asyncio.wait_for(child.wait(), self.process.stop_timeout)
         except TimeoutError:
             self._say(f"{self.process.name} did not stop in {self.process.stop_timeout:g} s: killed")
-            self._kill()
-            await child.wait()
+        self._kill()
+        await child.wait()
 
     async def _spawn(self) -> None:
         try:
@@ -179,17 +185,26 @@ class _Ward:
             raise ProcessFailed(f"{self.process.name} cannot be started: {error}") from error
 
     async def _until_ready(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.process.ready_timeout
-        while not await self._is_ready():
-            self._check_alive()
-            if loop.time() > deadline:
-                raise ProcessFailed(f"{self.process.name} was not ready after {self.process.ready_timeout:g} s")
-            await asyncio.sleep(POLL_SECONDS)
+        limit = self.process.ready_timeout
+        try:
+            async with asyncio.timeout(limit):
+                while not await self._is_ready():
+                    self._check_alive()
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError as error:
+            raise ProcessFailed(f"{self.process.name} was not ready after {limit:g} s") from error
         self._check_alive()
 
     async def _is_ready(self) -> bool:
-        return self.process.ready is None or await self.process.ready()
+        """What the process's own check says; one that fails is asked again."""
+        if self.process.ready is None:
+            return True
+        try:
+            return await self.process.ready()
+        except Exception as error:
+            if not isinstance(error, OSError):
+                self._say(f"{self.process.name}: the readiness check failed: {error!r}")
+            return False
 
     def _check_alive(self) -> None:
         if self._child is not None and self._child.returncode is not None:
@@ -218,8 +233,8 @@ class _Ward:
 
     def _kill(self) -> None:
         """End the process and whatever it started: each child leads a process group of its own."""
-        if self._child is not None and self._child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody left; macOS says so of zombies
                 os.killpg(self._child.pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from .errors import HeadraceError
 from .gateway import Gateway
 from .server import bind
 from .supervisor import Process, Supervisor
@@ -35,14 +38,36 @@ async def up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
     Raises:
         ProcessFailed: something could not be started.
         CannotListen: the core's address is taken.
-        PluginError, HeadraceError: a plugin cannot say what to run.
+        PluginError, HeadraceError: a plugin cannot say what to run, or another gateway runs in this state directory.
     """
     gateway.make_dirs()
+    with alone(gateway):
+        await _up(gateway, path, as_json=as_json)
+
+
+@contextlib.contextmanager
+def alone(gateway: Gateway) -> Iterator[None]:
+    """Hold the state directory: two gateways in one would take each other's sockets for their own.
+
+    Raises:
+        HeadraceError: somebody else holds it.
+    """
+    with (gateway.runtime_dir / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise HeadraceError(
+                f"another gateway runs in {gateway.state_dir}: stop it, or set another server.state_dir"
+            ) from error
+        yield
+
+
+async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
     started = time.perf_counter()
     beside = gateway.hooks.processes(gateway)
     front = any(process.role == "front" for process in beside)
     if not front:
-        bind(gateway.config.server.listen, gateway.source).close()  # a taken port is told of before engines start
+        bind(gateway.config.server.listen).close()  # a taken port is told of before engines start
     supervisor = Supervisor([*beside, core_process(gateway, path, tcp=not front)], say)
     supervisor.install_signals()
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -66,19 +68,24 @@ class Upstream:
     def _transport(self, target: Target) -> AiohttpTransport:
         transport = self._transports.get(target.name)
         if transport is None:
+            context = _context(target)
             transport = self._transports[target.name] = AiohttpTransport(
-                verify=_context(target),
+                verify=context,
                 proxy=httpx.Proxy(target.proxy) if target.proxy else None,
-                client=_session(target),
+                client=_session(target, context),
             )
         return transport
 
 
-def _context(target: Target) -> Any:
+def _context(target: Target) -> ssl.SSLContext:
+    """TLS as the target wants it: certifi's authorities or SSL_CERT_FILE's, a bundle of its own, or no check."""
+    if isinstance(target.verify, str):
+        path = Path(target.verify)
+        return ssl.create_default_context(capath=path) if path.is_dir() else ssl.create_default_context(cafile=path)
     return httpx.create_ssl_context(verify=target.verify, trust_env=True)
 
 
-def _session(target: Target) -> aiohttp.ClientSession:
+def _session(target: Target, context: ssl.SSLContext) -> aiohttp.ClientSession:
     connector: aiohttp.BaseConnector
     if target.socket:
         connector = aiohttp.UnixConnector(
@@ -88,7 +95,7 @@ def _session(target: Target) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=target.max_connections,
             keepalive_timeout=KEEP_ALIVE_SECONDS,
-            ssl=_context(target) if target.verify is not False else False,
+            ssl=context,
         )
     return aiohttp.ClientSession(
         connector=connector,
@@ -244,6 +251,11 @@ async def _check_status(reply: Reply, target: Target) -> Reply:
     detail = f"target {target.name} answered {reply.status}: {content[:DETAIL_LIMIT].decode('utf-8', 'replace')}"
     waiting = header(reply.headers, b"retry-after")
     retry_after = {"Retry-After": waiting} if waiting else {}
+    if reply.status < 400:
+        raise UpstreamError(
+            f"The backend answered {reply.status}, a redirect: is its base_url right?",
+            detail=f"{detail}, location {header(reply.headers, b'location')}",
+        )
     if reply.status in (401, 403, 407):
         raise UpstreamError("The backend refused the gateway's own credentials.", code="upstream_auth", detail=detail)
     if reply.status == 429:

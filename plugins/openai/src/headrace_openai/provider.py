@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from headrace.config import BackendConfig
 from headrace.exchange import Target
 from headrace.openai_api import OpenAIBackend
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_BLANK = re.compile(r"\s")
 
 
 class OpenAIProvider(OpenAIBackend):
@@ -28,8 +31,8 @@ class OpenAIProvider(OpenAIBackend):
             weight=config.weight,
             timeouts=config.timeouts,
             max_connections=config.max_connections,
-            verify=config.verify,
-            proxy=config.proxy,
+            verify=_verify(config.verify),
+            proxy=_proxy(config.proxy),
             options=_no_options(config),
         )
 
@@ -40,11 +43,33 @@ def _no_options(config: BackendConfig) -> dict[str, object]:
     return {}
 
 
+def _verify(verify: bool | str) -> bool | str:
+    if isinstance(verify, str) and not Path(verify).exists():
+        raise ValueError(f"verify: there is no file {verify}")
+    return verify
+
+
+def _proxy(url: str | None) -> str | None:
+    if url is not None:
+        _check_address(url, "proxy")
+    return url
+
+
 def _base_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url {url!r} is not an http:// or https:// address")
+    parts = _check_address(url, "base_url")
     if parts.query or parts.fragment or parts.username:
         raise ValueError("base_url must not carry a query, a fragment or a user: keys go to api_key")
     stripped = url.rstrip("/")
     return stripped if parts.path.strip("/") else stripped + "/v1"
+
+
+def _check_address(url: str, key: str) -> SplitResult:
+    """Raises ValueError, without repeating an address that may carry a password."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not _BLANK.search(url)
+    except ValueError:  # a port that is no number, brackets that do not close
+        usable = False
+    if not usable:
+        raise ValueError(f"{key} is not an address such as http://host:8000")
+    return parts

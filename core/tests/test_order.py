@@ -1,0 +1,320 @@
+"""The whole order: every hook call of one request, for each way in which a request can end, and what `Outcome` says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from headrace import hookimpl
+from headrace.exchange import Attempt, Exchange, Outcome, Principal, Reply, Usage
+from headrace.testing import FakeBackend, serve
+
+CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+NOWHERE = {"provider": "openai", "base_url": "http://127.0.0.1:9"}
+
+ARRIVAL = ["authenticate", "authorize", "transform_request", "admit", "admit in", "cache_lookup"]
+SETTLED = ["on_attempt", "on_complete"]
+UNARY = [*ARRIVAL, "prepare_attempt", "transform_reply", "open_tap", "tap fed", "tap closed", "admit out", *SETTLED]
+STREAMED = [
+    *[*ARRIVAL, "prepare_attempt", "transform_reply", "open_tap", "wrap_stream", "stream in"],
+    *["tap fed"] * 6,  # three tokens, the finish, the usage, [DONE]
+    *["stream out", "tap closed", "admit out", *SETTLED],
+]
+
+
+class Recorder:
+    """Implements every hook of a request and notes each call."""
+
+    calls: list[str]
+    outcomes: list[Outcome]
+    attempts: list[Outcome]
+    done: asyncio.Event
+
+    def __init__(self, config: Any, gateway: Any) -> None:
+        pass
+
+    @hookimpl
+    async def authenticate(self, exchange: Exchange) -> Principal | None:
+        self.calls.append("authenticate")
+        return None
+
+    @hookimpl
+    async def authorize(self, exchange: Exchange) -> None:
+        self.calls.append("authorize")
+
+    @hookimpl
+    async def transform_request(self, exchange: Exchange) -> None:
+        self.calls.append("transform_request")
+
+    @hookimpl
+    def admit(self, exchange: Exchange) -> Any:
+        self.calls.append("admit")
+        return self._held()
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        self.calls.append("admit in")
+        try:
+            yield
+        finally:
+            self.calls.append("admit out")
+
+    @hookimpl
+    async def cache_lookup(self, exchange: Exchange) -> Reply | None:
+        self.calls.append("cache_lookup")
+        return None
+
+    @hookimpl
+    async def prepare_attempt(self, attempt: Attempt) -> None:
+        self.calls.append("prepare_attempt")
+
+    @hookimpl
+    async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.calls.append("on_attempt")
+        self.attempts.append(outcome)
+
+    @hookimpl
+    async def transform_reply(self, exchange: Exchange, reply: Reply) -> None:
+        self.calls.append("transform_reply")
+
+    @hookimpl
+    def wrap_stream(self, exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self.calls.append("wrap_stream")
+        return self._wrapped(stream)
+
+    async def _wrapped(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self.calls.append("stream in")
+        try:
+            async for chunk in stream:
+                yield chunk
+        finally:
+            self.calls.append("stream out")
+
+    @hookimpl
+    def open_tap(self, exchange: Exchange, reply: Reply) -> Any:
+        self.calls.append("open_tap")
+        return SimpleNamespace(
+            wants="events",
+            feed=lambda item: self.calls.append("tap fed"),
+            close=lambda completed: self.calls.append("tap closed"),
+        )
+
+    @hookimpl
+    async def handle_error(self, exchange: Exchange, error: Any) -> None:
+        self.calls.append("handle_error")
+
+    @hookimpl
+    async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
+        self.calls.append("on_complete")
+        self.outcomes.append(outcome)
+        self.done.set()
+
+
+@pytest.fixture
+def recorder() -> type[Recorder]:
+    class Recording(Recorder):
+        calls, outcomes, attempts, done = [], [], [], asyncio.Event()
+
+    return Recording
+
+
+@contextlib.asynccontextmanager
+async def running(recorder: type[Recorder], **tables: Any) -> AsyncIterator[tuple[FakeBackend, httpx.AsyncClient]]:
+    async with (
+        FakeBackend() as backend,
+        serve(backend.config(**tables), {"recorder": recorder}) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client,
+    ):
+        yield backend, client
+
+
+async def leave(client: httpx.AsyncClient, backend: FakeBackend, recorder: type[Recorder], body: Any) -> None:
+    """Ask, leave once the backend is at work (of a stream: once the first bytes are here), wait for the end."""
+    asking = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+    while not backend.requests:
+        await asyncio.sleep(0.005)
+    asking.cancel()
+    await asyncio.wait_for(recorder.done.wait(), 10)
+
+
+async def leave_stream(client: httpx.AsyncClient, recorder: type[Recorder]) -> None:
+    async with client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+        await anext(response.aiter_raw())
+    await asyncio.wait_for(recorder.done.wait(), 10)
+
+
+async def test_a_whole_answer(recorder: type[Recorder]) -> None:
+    async with running(recorder) as (_, client):
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    assert recorder.calls == UNARY
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.aborted, outcome.error) == (200, True, False, None)
+    assert (outcome.target, outcome.attempts, outcome.usage) == ("fake", 1, Usage(5, 1))
+    assert (outcome.delivery, bool(outcome.delivery_reason)) == ("inline", True)
+    assert outcome.bytes_sent == len(response.content)
+    assert outcome.ttft_seconds is not None
+    assert 0 < outcome.ttft_seconds <= outcome.duration_seconds < 10
+
+
+async def test_a_streamed_answer(recorder: type[Recorder]) -> None:
+    async with running(recorder) as (backend, client):
+        backend.pause = 0.05
+        response = await client.post("/v1/chat/completions", json=STREAM)
+    assert recorder.calls == STREAMED
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.usage) == (200, True, Usage(5, 3))
+    assert outcome.bytes_sent == len(response.content)
+    assert outcome.ttft_seconds is not None
+    assert 0.05 <= outcome.ttft_seconds <= outcome.duration_seconds - 0.1
+
+
+async def test_a_first_target_that_fails(recorder: type[Recorder]) -> None:
+    async with running(recorder, models={"test": {"targets": [NOWHERE, "fake"]}}) as (_, client):
+        await client.post("/v1/chat/completions", json=CHAT)
+    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "on_attempt", *UNARY[len(ARRIVAL) :]]
+    failed, answered = recorder.attempts
+    assert (failed.target, failed.status, failed.completed, failed.attempts) == ("test-0", 503, False, 1)
+    assert (answered.target, answered.status, answered.completed, answered.attempts) == ("fake", 200, True, 2)
+    assert (failed.ttft_seconds, failed.bytes_sent, failed.usage) == (None, 0, None)
+    (outcome,) = recorder.outcomes
+    assert (outcome.target, outcome.attempts, outcome.status, outcome.error) == ("fake", 2, 200, None)
+
+
+async def test_every_target_fails(recorder: type[Recorder]) -> None:
+    async with running(recorder, models={"test": {"targets": [NOWHERE]}}) as (_, client):
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "on_attempt", "admit out", "handle_error", "on_complete"]
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.aborted, outcome.attempts) == (503, False, False, 1)
+    assert (outcome.target, outcome.ttft_seconds, outcome.usage) == ("test-0", None, None)
+    assert outcome.error is not None
+    assert outcome.error.code == "unavailable"
+    assert outcome.bytes_sent == len(response.content)
+
+
+async def test_an_error_of_the_caller(recorder: type[Recorder]) -> None:
+    async with running(recorder) as (_, client):
+        await client.post("/v1/chat/completions", json={})
+    assert recorder.calls == ["authenticate", "handle_error", "on_complete"]
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.target, outcome.attempts) == (400, False, None, 0)
+
+
+async def test_a_stream_that_the_backend_cuts(recorder: type[Recorder]) -> None:
+    async with running(recorder) as (backend, client):
+        backend.cut_after = 2
+        response = await client.post("/v1/chat/completions", json=STREAM)
+    assert recorder.calls == [
+        *[*STREAMED[: STREAMED.index("tap fed")], "tap fed", "tap fed", "stream out", "tap closed", "admit out"],
+        *["handle_error", *SETTLED],
+    ]
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.aborted, outcome.usage) == (200, False, False, None)
+    assert outcome.error is not None
+    assert outcome.error.code == "stream_truncated"
+    assert outcome.bytes_sent == len(response.content)
+    assert not recorder.attempts[0].completed
+
+
+async def test_a_client_that_leaves_a_stream(recorder: type[Recorder]) -> None:
+    async with running(recorder) as (backend, client):
+        backend.chunks, backend.pause = 1000, 0.05
+        await leave_stream(client, recorder)
+    fed = recorder.calls.count("tap fed")
+    assert 1 <= fed < 100
+    assert recorder.calls == [
+        *[*STREAMED[: STREAMED.index("tap fed")], *["tap fed"] * fed, "stream out", "tap closed", "admit out"],
+        *SETTLED,
+    ]
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.aborted, outcome.error) == (200, False, True, None)
+    assert outcome.bytes_sent > 0
+    assert recorder.attempts[0].aborted
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_a_client_that_leaves_before_the_first_byte(recorder: type[Recorder], body: Any) -> None:
+    async with running(recorder) as (backend, client):
+        backend.silent = True
+        await leave(client, backend, recorder, body)
+    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "admit out", *SETTLED]
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.completed, outcome.aborted, outcome.attempts) == (499, False, True, 1)
+    assert (outcome.target, outcome.bytes_sent, outcome.ttft_seconds) == ("fake", 0, None)
+
+
+async def test_a_client_that_leaves_before_its_body_is_complete(recorder: type[Recorder]) -> None:
+    async with running(recorder) as (_, client):
+        host, port = client.base_url.host, client.base_url.port
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        while "authenticate" not in recorder.calls:
+            await asyncio.sleep(0.005)
+        writer.close()
+        await asyncio.wait_for(recorder.done.wait(), 10)
+    assert recorder.calls == ["authenticate", "on_complete"]
+    (outcome,) = recorder.outcomes
+    assert (outcome.status, outcome.aborted, outcome.attempts, outcome.target) == (499, True, 0, None)
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_two_plugins_take_turns_in_the_order_of_the_file(body: Any) -> None:
+    calls: list[str] = []
+
+    def named(name: str) -> type[Recorder]:
+        class Labels(list[str]):
+            def append(self, call: str) -> None:
+                calls.append(f"{call} {name}")
+
+        class Labelled(Recorder):
+            outcomes, attempts, done = [], [], asyncio.Event()
+
+        Labelled.calls = Labels()
+        return Labelled
+
+    async with FakeBackend() as backend, serve(backend.config(), {"a": named("a"), "b": named("b")}) as gateway:
+        backend.chunks = 0
+        async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client:
+            await client.post("/v1/chat/completions", json=body)
+    both = [call for call in calls if not call.startswith(("tap", "stream"))]
+    hooks = ["authenticate", "authorize", "transform_request", "admit", "cache_lookup", "prepare_attempt"]
+    hooks += ["transform_reply", "open_tap", *(["wrap_stream"] if body is STREAM else []), *SETTLED]
+    pairs = {hook: [f"{hook} a", f"{hook} b"] for hook in hooks}
+    pairs["admit"] = ["admit a", "admit in a", "admit b", "admit in b"]
+    pairs["on_attempt"] = ["admit out b", "admit out a", "on_attempt a", "on_attempt b"]
+    assert both == [call for hook in hooks for call in pairs[hook]]
+
+
+async def test_the_order_table_puts_a_plugin_first_in_that_hook_alone() -> None:
+    calls: list[str] = []
+
+    def named(name: str) -> type[Any]:
+        class Named:
+            def __init__(self, config: Any, gateway: Any) -> None: ...
+
+            @hookimpl
+            async def authorize(self) -> None:
+                calls.append(f"authorize {name}")
+
+            @hookimpl
+            async def transform_request(self) -> None:
+                calls.append(f"transform_request {name}")
+
+        return Named
+
+    plugins = {"a": named("a"), "b": named("b")}
+    async with (
+        FakeBackend() as backend,
+        serve(backend.config(order={"authorize": ["b"]}), plugins) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client,
+    ):
+        await client.post("/v1/chat/completions", json=CHAT)
+    assert calls == ["authorize b", "authorize a", "transform_request a", "transform_request b"]
