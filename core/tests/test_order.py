@@ -250,6 +250,28 @@ async def test_a_client_that_leaves_before_the_first_byte(recorder: type[Recorde
     assert (outcome.target, outcome.bytes_sent, outcome.ttft_seconds) == ("fake", 0, None)
 
 
+async def test_a_client_that_leaves_while_it_waits_to_be_admitted(recorder: type[Recorder]) -> None:
+    class Queueing(recorder):  # type: ignore[misc, valid-type]
+        @contextlib.asynccontextmanager
+        async def _held(self) -> AsyncIterator[None]:
+            self.calls.append("admit in")
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                self.calls.append("admit out")
+
+    async with running(Queueing) as (backend, client):
+        asking = asyncio.create_task(client.post("/v1/chat/completions", json=CHAT))
+        while "admit in" not in recorder.calls:
+            await asyncio.sleep(0.005)
+        asking.cancel()
+        await asyncio.wait_for(recorder.done.wait(), 10)
+        assert backend.requests == []
+    assert recorder.calls == [*ARRIVAL[:-1], "admit out", "on_complete"]
+    assert (recorder.outcomes[0].status, recorder.outcomes[0].aborted) == (499, True)
+
+
 async def test_a_client_that_leaves_before_its_body_is_complete(recorder: type[Recorder]) -> None:
     async with running(recorder) as (_, client):
         host, port = client.base_url.host, client.base_url.port
@@ -318,3 +340,18 @@ async def test_the_order_table_puts_a_plugin_first_in_that_hook_alone() -> None:
     ):
         await client.post("/v1/chat/completions", json=CHAT)
     assert calls == ["authorize b", "authorize a", "transform_request a", "transform_request b"]
+
+
+@pytest.mark.parametrize("header", [("x-a", "b"), (b"x-a", b"a\r\nx-b: c")])
+async def test_a_plugins_header_that_cannot_be_sent_is_a_fault_of_the_gateway(
+    recorder: type[Recorder], header: Any
+) -> None:
+    class Careless(recorder):  # type: ignore[misc, valid-type]
+        @hookimpl
+        async def transform_request(self, exchange: Exchange) -> None:
+            exchange.response_headers.append(header)
+
+    async with running(Careless) as (_, client):
+        response = await client.post("/v1/chat/completions", json=CHAT)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert [outcome.status for outcome in recorder.outcomes] == [500]

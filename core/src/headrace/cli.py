@@ -141,9 +141,12 @@ def serve(context: click.Context, socket_only: bool) -> None:
     _log_to_stderr()
     gateway = gateway_of(context)
     with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:
-        if not socket_only:
-            click.echo(f"headrace: listening on {server.url_of(sockets[-1])}", err=True)
-        server.run(gateway, sockets)
+
+        def say() -> None:
+            if not socket_only:
+                click.echo(f"headrace: listening on {server.url_of(sockets[-1])}", err=True)
+
+        server.run(gateway, sockets, say)
 
 
 @main.command()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
@@ -133,7 +134,13 @@ async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, co
 
 
 def head(exchange: Exchange, headers: Headers) -> Headers:
-    """The response headers: the backend's that may pass, the plugins', and the request's id."""
+    """The response headers: the backend's that may pass, the plugins', and the request's id.
+
+    Raises:
+        PluginFault: a plugin's header cannot be sent.
+    """
+    for name, value in exchange.response_headers:
+        _check_header(exchange, name, value)
     named = next((value for name, value in headers if name == b"connection"), b"")  # RFC 9110, 7.6.1
     hop = frozenset(part.strip().lower() for part in named.split(b",")) if named else frozenset()
     kept = [
@@ -142,3 +149,15 @@ def head(exchange: Exchange, headers: Headers) -> Headers:
         if name not in NOT_OURS and name not in hop and not name.startswith((b"x-accel-", b"access-control-"))
     ]
     return [*kept, *exchange.response_headers, (b"x-request-id", exchange.id.encode())]
+
+
+_UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def _check_header(exchange: Exchange, name: object, value: object) -> None:
+    if isinstance(name, bytes) and isinstance(value, bytes) and not _UNSENDABLE.search(name + value):
+        return
+    exchange.response_headers.clear()  # the error's own answer goes out without them
+    raise PluginFault(
+        "headrace", "response_headers", ValueError(f"{name!r}: {value!r} cannot be sent: give plain bytes")
+    )

@@ -66,10 +66,10 @@ async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) 
     exchange.principal = await identify(exchange, gateway)
     report["principal"] = {"id": exchange.principal.id, "name": exchange.principal.name}
     exchange.peek = exchange.endpoint.read(exchange.body)
-    select_model(exchange, gateway)
+    select_model(exchange, gateway, exchange.peek.model)
     await gateway.hooks.authorize(exchange)
     await gateway.hooks.transform_request(exchange)
-    model = gateway.models.find(exchange.peek.model)
+    exchange.model = model = gateway.models.find(exchange.peek.model)
     report["policy"] = model.policy.name
     report["targets"] = [
         _target(exchange, gateway, number, target)

@@ -117,6 +117,8 @@ class _Builder:
             name, place, backend = config, f"[backends.{config}]", self.config.backends[config]
         else:
             name, place, backend = f"{model}-{number}", f"[models.{model}] targets[{number}]", config
+            if name in self.config.backends:
+                self.problem(place, f"is called {name!r}, as is [backends.{name}]: rename that one")
         provider = self.providers.get(backend.provider)
         if provider is None:
             there = ", ".join(self.providers) or "none"

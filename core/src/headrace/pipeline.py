@@ -15,6 +15,7 @@ from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauth
 from .exchange import ANONYMOUS, Attempt, Exchange, Outcome, Principal, Reply, Target
 
 if TYPE_CHECKING:
+    from .dialects import Peek
     from .gateway import Gateway
 
 logger = logging.getLogger("headrace.pipeline")
@@ -29,9 +30,11 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
     async with settle(exchange, gateway, connection):
         try:
             exchange.principal = await identify(exchange, gateway)
-            await receive(exchange, gateway, connection)
+            exchange.peek = await receive(exchange, gateway, connection)
+            select_model(exchange, gateway, exchange.peek.model)
             await hooks.authorize(exchange)
             await hooks.transform_request(exchange)
+            exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
             async with hooks.admit(exchange):
                 choice = choose(exchange, gateway)
                 exchange.delivery, exchange.delivery_reason = choice.delivery, choice.reason
@@ -54,19 +57,17 @@ async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
     return principal or ANONYMOUS
 
 
-async def receive(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
-    """Read the body, peek into it, find its model; from here on the client's departure cancels everything."""
+async def receive(exchange: Exchange, gateway: Gateway, connection: Connection) -> Peek:
+    """Read the body and peek into it; from here on the client's departure cancels everything."""
     server = gateway.config.server
     exchange.body = await connection.read_body(server.max_body_bytes, server.body_timeout)
     connection.watch()
-    exchange.peek = exchange.endpoint.read(exchange.body)
-    select_model(exchange, gateway)
+    return exchange.endpoint.read(exchange.body)
 
 
-def select_model(exchange: Exchange, gateway: Gateway) -> None:
+def select_model(exchange: Exchange, gateway: Gateway, name: str) -> None:
     """Find the model that is asked for. Raises ModelNotFound, or Forbidden if it is not for this principal."""
-    assert exchange.peek is not None
-    exchange.model = gateway.models.find(exchange.peek.model)
+    exchange.model = gateway.models.find(name)
     allowed = exchange.principal.models if exchange.principal else None
     if allowed is not None and exchange.model.name not in allowed:
         raise Forbidden(f"This key may not use the model {exchange.model.name!r}.", param="model")
@@ -78,9 +79,8 @@ async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
     Raises:
         GatewayError: that of the last target asked, or of the first that must not be retried.
     """
-    assert exchange.peek is not None
-    model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
-    exchange.model = model
+    model = exchange.model
+    assert model is not None
     last: GatewayError = InvalidRequest(
         f"The model {model.name!r} does not answer {exchange.endpoint.path}.",
         param="model",
@@ -147,7 +147,11 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
     if isinstance(exception, Cut) or connection.status is not None:
         return
     body = exchange.endpoint.dialect.error_body(error)
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    headers = [
+        (name.lower().encode("ascii", "replace"), value.encode("latin-1", "replace"))
+        for name, value in error.headers.items()
+        if value.isprintable()
+    ]
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await connection.start(error.status, [*own, *head(exchange, []), *headers])
     await connection.end(body)

@@ -135,7 +135,8 @@ def show_explanation(report: Mapping[str, Any]) -> None:
     click.echo(f"endpoint    {report['endpoint']}{' (streamed)' if report['stream'] else ''}")
     click.echo(f"model       {report['model']}")
     for number, target in enumerate(report.get("targets", ()), 1):
-        where = target.get("skipped") or f"{target['url']} as {target['model']!r}"
+        socket = f" over {target['socket']}" if target.get("socket") else ""
+        where = target.get("skipped") or f"{target['url']}{socket} as {target['model']!r}"
         click.echo(f"target {number}    {target['name']} ({target['provider']}): {where}")
     if "delivery" in report:
         click.echo(f"delivery    {report['delivery']['name']}: {report['delivery']['reason']}")

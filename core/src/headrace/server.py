@@ -11,7 +11,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,16 @@ class CannotListen(HeadraceError):
     """An address is taken, or may not be used."""
 
 
-async def serve(gateway: Gateway, sockets: Sequence[socket.socket]) -> None:
+async def serve(
+    gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None] = lambda: None
+) -> None:
     """Run the gateway on bound sockets until SIGINT or SIGTERM, then let open requests finish.
 
     Raises:
         PluginError: a plugin's lifespan failed.
     """
     async with gateway.running():
-        await make_server(gateway).serve(sockets=list(sockets))
+        await make_server(gateway, on_listening).serve(sockets=list(sockets))
 
 
 class Server(uvicorn.Server):
@@ -56,29 +58,40 @@ class Server(uvicorn.Server):
     uvicorn itself raises the signal again at the end, and the process would die before plugins have closed anything.
     """
 
-    def __init__(self, config: uvicorn.Config, *, signals: bool) -> None:
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._signals = (signal.SIGINT, signal.SIGTERM) if signals else ()
-        self.listening = asyncio.Event()
+        self._on_listening = on_listening
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in self._signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         try:
             yield
         finally:
-            for number in self._signals:
+            for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.listening.set()
+        self._on_listening()
+
+    @contextlib.asynccontextmanager
+    async def answering(self, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
+        """Answer for as long as the context lasts, in a loop that somebody else runs; signals are left to them."""
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup(list(sockets))
+        await self.on_tick(0)  # makes the Date header
+        try:
+            yield
+        finally:
+            await self.shutdown(list(sockets))
 
 
-def make_server(gateway: Gateway, *, signals: bool = True) -> Server:
-    """A server for the gateway's application; its sockets are passed to `serve`. With `signals` it obeys them."""
+def make_server(gateway: Gateway, on_listening: Callable[[], None] = lambda: None) -> Server:
+    """A server for the gateway's application; its sockets are passed to `serve` or `answering`."""
     server = gateway.config.server
     config = uvicorn.Config(
         build_app(gateway),
@@ -93,7 +106,7 @@ def make_server(gateway: Gateway, *, signals: bool = True) -> Server:
         timeout_graceful_shutdown=int(server.shutdown_timeout),
         backlog=BACKLOG,
     )
-    return Server(config, signals=signals)
+    return Server(config, on_listening)
 
 
 def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
@@ -252,11 +265,11 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
             gateway.core_socket.unlink()
 
 
-def run(gateway: Gateway, sockets: Sequence[socket.socket]) -> None:
+def run(gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None]) -> None:
     """Serve until told to stop, in an event loop of its own. Raises PluginError."""
     raise_file_limit()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(gateway, sockets))
+        runner.run(serve(gateway, sockets, on_listening))
 
 
 def loop_factory() -> Any:

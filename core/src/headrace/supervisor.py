@@ -144,6 +144,7 @@ class _Ward:
             await self._spawn()
             await self._until_ready()
         except ProcessFailed as error:
+            self._kill()
             if self.process.essential:
                 raise
             self._say(f"{error}; going on without it")
@@ -161,7 +162,7 @@ class _Ward:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         child = self._child
-        if child is None:
+        if child is None or child.returncode is not None:
             return
         self._signal(self.process.stop_signal)
         try:
@@ -218,6 +219,7 @@ class _Ward:
             assert self._child is not None
             started = loop.time()
             status = await self._child.wait()
+            self._kill()  # what it had started goes with it, or would hold its ports
             failures = 0 if loop.time() - started > STEADY_SECONDS else failures
             pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
             failures += 1

@@ -45,15 +45,8 @@ async def serve(document: Mapping[str, Any], plugins: Mapping[str, type[Any]] | 
         gateway = Gateway(config, "test", plugins).assemble()
         with contextlib.closing(bind("127.0.0.1:0")) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            async with gateway.running():
-                running = make_server(gateway, signals=False)
-                task = asyncio.create_task(running.serve(sockets=[listener]))
-                try:
-                    await running.listening.wait()
-                    yield Running(url, gateway)
-                finally:
-                    running.should_exit = True
-                    await task
+            async with gateway.running(), make_server(gateway).answering([listener]):
+                yield Running(url, gateway)
 
 
 class FakeBackend:

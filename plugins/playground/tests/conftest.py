@@ -7,10 +7,10 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +20,7 @@ from headrace import hookimpl
 from headrace.errors import Unauthenticated
 from headrace.exchange import Exchange, Principal
 from headrace.gateway import Gateway
-from headrace.server import make_server
-from headrace.settings import parse
+from headrace.testing import serve
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -111,6 +110,8 @@ class Site:
 class Doorkeeper:
     """A plugin that knows one key. Stands in for any that authenticates."""
 
+    def __init__(self, config: object, gateway: Gateway) -> None: ...
+
     @hookimpl
     async def authenticate(self, exchange: Exchange) -> Principal | None:
         given = exchange.header(b"authorization")
@@ -137,49 +138,38 @@ def locked_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @contextlib.contextmanager
 def serving(state_dir: Path, *, anonymous: bool) -> Iterator[Site]:
-    backend, ready, end = Backend(), threading.Event(), threading.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    async def serve() -> None:
-        behind = await asyncio.start_server(backend.answer, "127.0.0.1", 0)
-        gateway = build(behind.sockets[0].getsockname()[1], state_dir, anonymous)
-        async with behind, gateway.running():
-            server = make_server(gateway)
-            task = asyncio.create_task(server.serve(sockets=[listener]))
-            while not server.started:
-                await asyncio.sleep(0.01)
-            ready.set()
-            while not end.is_set():
-                await asyncio.sleep(0.02)
-            server.should_exit = True
-            await task
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    ready: Future[Site] = Future()
+    end = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(serve_until(end, ready, state_dir, anonymous)))
     thread.start()
     try:
-        assert ready.wait(30), "the gateway did not start"
-        yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", backend)
+        yield ready.result(30)
     finally:
         end.set()
         thread.join(30)
-        listener.close()
 
 
-def build(port: int, state_dir: Path, anonymous: bool) -> Gateway:
-    document = {
+async def serve_until(end: threading.Event, ready: Future[Site], state_dir: Path, anonymous: bool) -> None:
+    backend = Backend()
+    behind = await asyncio.start_server(backend.answer, "127.0.0.1", 0)
+    document = configuration(behind.sockets[0].getsockname()[1], state_dir, anonymous)
+    try:
+        async with behind, serve(document, plugins={} if anonymous else {"doorkeeper": Doorkeeper}) as running:
+            ready.set_result(Site(running.url, backend))
+            await asyncio.to_thread(end.wait)
+    except Exception as error:
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+def configuration(port: int, state_dir: Path, anonymous: bool) -> dict[str, Any]:
+    return {
         "server": {"state_dir": str(state_dir), "anonymous": anonymous, "shutdown_timeout": 2},
         "backends": {"behind": {"provider": "openai", "base_url": f"http://127.0.0.1:{port}"}},
         "models": {"first": {"targets": ["behind"]}, "second": {"targets": ["behind"]}},
         "plugins": {"openai": {}, "playground": {}},
     }
-    gateway = Gateway(parse(document))
-    if not anonymous:
-        from headrace.hooks import Hooks
-        from headrace.registry import compile_hooks
-
-        gateway.plugins = {"doorkeeper": Doorkeeper(), **gateway.plugins}
-        gateway.hooks = Hooks(compile_hooks(gateway.plugins, {}, "test"))
-    return gateway.assemble()
 
 
 @pytest.fixture(scope="session")

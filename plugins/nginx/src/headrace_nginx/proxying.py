@@ -60,6 +60,8 @@ def maps() -> list[str]:
         "# A request keeps the id its client gave it, if the core would take it too; every other one gets a new one.",
         "map $http_x_request_id $headrace_request_id "
         '{ default $request_id; "~^[A-Za-z0-9._:-]{1,128}$" $http_x_request_id; }',
+        "# A client of HTTP/1.0 need not name a host; the core is asked in HTTP/1.1, which must.",
+        'map $http_host $headrace_host { default $http_host; "" $host; }',
         "# Anything but these methods is refused.",
         f"map $request_method $headrace_refused {{ default 1; {' '.join(f'{method} 0;' for method in METHODS)} }}",
         "# A security header is added where the core did not send its own.",
@@ -123,7 +125,7 @@ def to_core(gateway: Gateway, config: NginxConfig) -> list[str]:
 def _request_headers() -> list[str]:
     """Who the client is, said by nginx alone: set, never appended to what the client sent."""
     given = [
-        ("Host", "$http_host"),
+        ("Host", "$headrace_host"),
         ("Connection", '""'),
         ("X-Real-IP", "$remote_addr"),
         ("X-Forwarded-For", "$remote_addr"),
