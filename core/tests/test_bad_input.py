@@ -332,7 +332,7 @@ def serving(directory: Path) -> Iterator[tuple[int, str]]:
     """`serve` in a process of its own, so that its memory can be told from ours."""
     code = (
         "import sys, asyncio\nfrom pathlib import Path\n"
-        "from headrace.gateway import Gateway\nfrom headrace.server import bind, serve\n"
+        "from headrace.gateway import Gateway\nfrom headrace.server import serve\nfrom headrace.sockets import bind\n"
         "gateway = Gateway.from_file(Path(sys.argv[1]))\nlistener = bind('127.0.0.1:0')\nlistener.listen()\n"
         "print(listener.getsockname()[1], flush=True)\nasyncio.run(serve(gateway, [listener]))\n"
     )

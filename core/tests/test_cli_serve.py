@@ -115,14 +115,24 @@ def test_a_time_without_end_is_refused_or_works(key: str) -> None:
             assert stop(child) == (0, "")
 
 
-def test_a_second_gateway_in_the_same_place_is_refused() -> None:
+def test_a_second_gateway_in_the_same_place_is_refused_while_the_first_goes_on() -> None:
     name = configured(WORKING)
-    with process("serve", "--config", name) as child:
-        first_line(child)
-        second = CliRunner().invoke(main, ["serve", "--config", name])
-        assert second.exit_code == 1
-        assert "another gateway listens on" in second.stderr
-        stop(child)
+    with process("serve", "--config", name) as first, process("serve", "--config", name) as second:
+        lines = [first_line(first), first_line(second)]
+        refused, serving = (second, first) if lines[1].startswith("Error: ") else (first, second)
+        assert refused.wait(PATIENCE) == 1
+        assert stop(serving) == (0, "")
+    assert sorted(line.partition(": ")[0] for line in lines) == ["Error", "headrace"]
+
+
+def test_a_gateway_that_comes_later_is_told_that_another_one_listens() -> None:
+    name = configured(WORKING)
+    with process("serve", "--config", name) as first:
+        assert "listening on" in first_line(first)
+        with process("serve", "--config", name) as second:
+            _, said = second.communicate(timeout=PATIENCE)
+        assert (second.returncode, "another process listens on" in said) == (1, True)
+        assert stop(first) == (0, "")
 
 
 @pytest.mark.parametrize("as_json", [False, True])

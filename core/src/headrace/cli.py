@@ -137,6 +137,7 @@ def main(config: str | None) -> None:
 def serve(context: click.Context, socket_only: bool) -> None:
     """Run the core alone, without nginx and without engines."""
     from . import server
+    from .sockets import url_of
 
     _log_to_stderr()
     gateway = gateway_of(context)
@@ -144,7 +145,7 @@ def serve(context: click.Context, socket_only: bool) -> None:
 
         def say() -> None:
             if not socket_only:
-                click.echo(f"headrace: listening on {server.url_of(sockets[-1])}", err=True)
+                click.echo(f"headrace: listening on {url_of(sockets[-1])}", err=True)
 
         server.run(gateway, sockets, say)
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import re
-import resource
 import signal
 import socket
-import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import httptools
@@ -24,20 +20,16 @@ from .app import build_app
 from .errors import (
     GatewayError,
     HeadersTooLarge,
-    HeadraceError,
     InvalidRequest,
     MethodNotAllowed,
     envelope,
 )
 from .gateway import Gateway
+from .sockets import bind, bind_unix, raise_file_limit
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than nginx keeps its connections to us (60 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
-
-
-class CannotListen(HeadraceError):
-    """An address is taken, or may not be used."""
 
 
 async def serve(
@@ -175,74 +167,6 @@ def _malformed(cause: BaseException | None, data: bytes) -> GatewayError:
     if isinstance(cause, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
         return MethodNotAllowed("This method is not known here.", headers={"Allow": "GET, HEAD, POST, OPTIONS"})
     return InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
-
-
-def bind(listen: str) -> socket.socket:
-    """Bind `HOST:PORT` or `unix:PATH`. Raises CannotListen."""
-    if listen.startswith("unix:"):
-        return bind_unix(Path(listen.removeprefix("unix:")))
-    host, _, port = listen.rpartition(":")
-    return _bind_tcp(host.strip("[]"), int(port))
-
-
-def _bind_tcp(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        hint = ": another program listens there" if error.errno == errno.EADDRINUSE else ""
-        raise CannotListen(f"cannot listen on {host}:{port}{hint} ({error.strerror})") from error
-    return listener
-
-
-def bind_unix(path: Path) -> socket.socket:
-    """Bind a unix socket that only its owner may use; a socket left behind by a dead process is replaced.
-
-    Raises:
-        CannotListen: another process listens there, or the path is something else.
-    """
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        path.chmod(0o600)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {path}: {error.strerror}") from error
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise CannotListen(f"cannot listen on {path}: there is a file of that name")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise CannotListen(f"another gateway listens on {path}: stop it, or set another server.state_dir")
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where a bound socket is reached."""
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{listener.getsockname()}"
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: two sockets per stream add up."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS refuses "unlimited"
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from .gateway import Gateway
-from .server import bind, make_server
+from .server import make_server
 from .settings import parse
+from .sockets import bind
 
 
 class Running(msgspec.Struct, frozen=True):

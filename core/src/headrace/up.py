@@ -17,7 +17,7 @@ import msgspec
 
 from .errors import HeadraceError
 from .gateway import Gateway
-from .server import bind
+from .sockets import bind
 from .supervisor import Process, Supervisor
 
 READY_POLL_SECONDS = 0.1

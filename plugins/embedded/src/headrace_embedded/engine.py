@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from headrace.errors import HeadraceError
+from headrace.sockets import bind_unix, remove_stale
 
 from .llama import Llama, Options
 
@@ -30,10 +30,6 @@ PARENT_SECONDS = 0.25
 """How often the engine looks whether its parent is still there."""
 GRACE_SECONDS = 2
 """From SIGTERM until answers that have been cut short must be out."""
-
-
-class CannotListen(HeadraceError):
-    """The socket's path is taken."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         llama = Llama(options)
         for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes these over, and raises them again at its end
             signal.signal(number, door.leave)
-        door.open()
+        listener = door.open()
     except HeadraceError as error:
         print(f"headrace embedded engine: {error}", file=sys.stderr)  # noqa: T201
         return 1
     try:
-        asyncio.run(serve(llama, door.listener))
+        asyncio.run(serve(llama, listener))
     finally:
         door.close()
     return 0
@@ -129,26 +125,23 @@ def follow_parent() -> None:
 
 
 class Door:
-    """The unix socket on which the engine listens; only its owner may use it."""
+    """The unix socket on which the engine listens."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode: int | None = None
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener: socket.socket | None = None
 
-    def open(self) -> None:
+    def open(self) -> socket.socket:
         """Raises CannotListen."""
-        remove_stale(self._path)
-        try:
-            self.listener.bind(str(self._path))
-            self._inode = self._path.stat().st_ino
-            self._path.chmod(0o600)
-        except OSError as error:
-            raise CannotListen(f"cannot listen on {self._path}: {error.strerror or error}") from error
+        self._listener = bind_unix(self._path)
+        self._inode = self._path.stat().st_ino
+        return self._listener
 
     def close(self) -> None:
         """Stop listening and remove the file, unless it is a newer engine's by now."""
-        self.listener.close()
+        if self._listener is not None:
+            self._listener.close()
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
@@ -157,22 +150,6 @@ class Door:
         """End the process in good order: a signal's handler."""
         self.close()
         os._exit(0)
-
-
-def remove_stale(path: Path) -> None:
-    """Remove a socket that a dead engine left behind. Raises CannotListen if it is alive, or no socket."""
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise CannotListen(f"cannot listen on {path}: there is a file of that name")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-    raise CannotListen(f"another engine listens on {path}: stop it first")
 
 
 if __name__ == "__main__":
