@@ -9,6 +9,10 @@ PACKAGES := pyproject.toml uv.lock core/pyproject.toml $(wildcard plugins/*/pypr
 SYNC := .venv/bin/uv sync --frozen --inexact --quiet
 HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 
+# Installs a Debian package where that is allowed, and fails where it is not.
+debian = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "headrace: installing $(1)" >&2 && \
+    apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >&2; }
+
 .PHONY: run test lint docs clean
 .SILENT:
 .DELETE_ON_ERROR:
@@ -36,12 +40,14 @@ docs: .venv/.installed-dev
 .venv/.installed: $(PACKAGES) | .venv/bin/uv
 	echo "headrace: installing the packages into .venv" >&2
 	$(SYNC) --no-dev
+	.venv/bin/python -c 'import xllamacpp' 2>/dev/null || $(call debian,libgomp1) || { \
+	    echo "the engine needs libgomp: install it (Debian: apt install libgomp1)" >&2; exit 1; }
 	touch $@
 
-.venv/.installed-dev: $(PACKAGES) | .venv/bin/uv
+.venv/.installed-dev: .venv/.installed
 	echo "headrace: installing the packages and the tools for development into .venv" >&2
 	$(SYNC)
-	touch $@ .venv/.installed
+	touch $@
 
 .venv/bin/uv:
 	python=; \
@@ -50,7 +56,7 @@ docs: .venv/.installed-dev
 	done; \
 	test -n "$$python" || { echo "Headrace needs Python 3.11 or newer: install it (Debian: apt install python3 python3-venv," \
 	    "macOS: brew install python) or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }; \
-	"$$python" -c 'import ensurepip' 2>/dev/null || { echo "$$python cannot make virtual environments:" \
+	"$$python" -c 'import ensurepip' 2>/dev/null || $(call debian,python3-venv) || { echo "$$python cannot make virtual environments:" \
 	    "install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }; \
 	"$$python" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
 

@@ -48,8 +48,7 @@ class Llama:
     """
 
     def __init__(self, options: Options) -> None:
-        import xllamacpp
-
+        xllamacpp = _library()
         key = secrets.token_hex(16)
         try:
             self._server = xllamacpp.Server(_params(options, key))
@@ -80,6 +79,16 @@ class Llama:
         if error:
             hint = 'set [plugins.embedded] pooling = "mean"' if self.options.pooling == "model" else "choose another"
             raise CannotLoad(f"{self.options.model} gives no embeddings ({error['message']}); {hint}")
+
+
+def _library() -> Any:
+    """llama.cpp. Raises CannotLoad: a library of the system is missing."""
+    try:
+        import xllamacpp
+    except ImportError as error:
+        hint = "; install it (Debian: apt install libgomp1)" if "libgomp" in str(error) else ""
+        raise CannotLoad(f"llama.cpp cannot be loaded: {error}{hint}") from error
+    return xllamacpp
 
 
 def _params(options: Options, key: str) -> Any:
