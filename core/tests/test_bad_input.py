@@ -333,7 +333,7 @@ def serving(directory: Path) -> Iterator[tuple[int, str]]:
     code = (
         "import sys, asyncio\nfrom pathlib import Path\n"
         "from headrace.gateway import Gateway\nfrom headrace.server import serve\nfrom headrace.sockets import bind\n"
-        "gateway = Gateway.from_file(Path(sys.argv[1]))\nlistener = bind('127.0.0.1:0')\nlistener.listen()\n"
+        "gateway = Gateway.from_file(Path(sys.argv[1])).assemble()\nlistener = bind('127.0.0.1:0')\nlistener.listen()\n"
         "print(listener.getsockname()[1], flush=True)\nasyncio.run(serve(gateway, [listener]))\n"
     )
     argv = [sys.executable, "-c", code, str(directory / "c.toml")]

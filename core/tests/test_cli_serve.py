@@ -131,7 +131,7 @@ def test_a_gateway_that_comes_later_is_told_that_another_one_listens() -> None:
         assert "listening on" in first_line(first)
         with process("serve", "--config", name) as second:
             _, said = second.communicate(timeout=PATIENCE)
-        assert (second.returncode, "another process listens on" in said) == (1, True)
+        assert (second.returncode, "another gateway listens on" in said) == (1, True)
         assert stop(first) == (0, "")
 
 

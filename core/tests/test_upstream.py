@@ -253,7 +253,7 @@ async def test_cookies_of_one_reply_are_not_sent_with_the_next_request(upstream:
 async def test_nothing_is_added_to_the_headers_a_provider_asked_for(upstream: Upstream) -> None:
     backend = Backend()
     async with listening(backend) as address:
-        await post(upstream, target(f"http://{address}", api_key=Secret("sk-1"), headers={"X-Org": "o"}))
+        await post(upstream, target(f"http://{address}", api_key=Secret("sk-1"), headers={"X-Org": Secret("o")}))
     lines = backend.heads[0].decode().rstrip().split("\r\n")[1:]
     sent = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     assert sent == {

@@ -62,12 +62,11 @@ def config_path(context: click.Context) -> Path:
 
 def _bare_gateway(context: click.Context) -> Gateway:
     from .gateway import Gateway
-    from .settings import load
 
     root = context.find_root()
     if root.obj is None:
         path = config_path(context)
-        root.obj = Gateway(load(path), str(path))
+        root.obj = Gateway.from_file(path)
     gateway: Gateway = root.obj
     return gateway
 

@@ -67,8 +67,8 @@ class BackendConfig(Strict, frozen=True):
     """The model's name at the backend; left out, the name the client asked for is sent on."""
     api_key: Secret | None = None
     """Sent as `Authorization: Bearer …`; the client's own key never goes upstream."""
-    headers: dict[str, str] = {}
-    """Extra request headers for this backend."""
+    headers: dict[str, Secret] = {}
+    """Extra request headers for this backend; their values are treated as secrets."""
     weight: Count = 1
     """Share of the traffic, for routing policies that weigh."""
     timeouts: TargetTimeouts = TargetTimeouts()

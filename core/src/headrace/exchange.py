@@ -58,7 +58,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     """The model's name at this backend; None sends the client's name unchanged."""
     api_key: Secret | None = None
-    headers: dict[str, str] = {}
+    headers: dict[str, Secret] = {}
     weight: int = 1
     timeouts: TargetTimeouts = TargetTimeouts()
     max_connections: int = 1024

@@ -19,7 +19,7 @@ from .hooks import Hooks
 from .models import Models, build_models
 from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
 from .registry import compile_hooks, load_plugins, specifications
-from .settings import load
+from .settings import examine, read
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -65,13 +65,18 @@ class Gateway:
     """
 
     def __init__(
-        self, config: Config, source: str = "configuration", plugins: Mapping[str, type[Any]] | None = None
+        self,
+        config: Config,
+        source: str = "configuration",
+        plugins: Mapping[str, type[Any]] | None = None,
+        earlier: Sequence[Problem] = (),
     ) -> None:
         """
         Args:
             config: checked, as `settings.load` gives it.
             source: what problems are reported under, a file's name.
             plugins: classes to use for these names in place of what is installed: for tests.
+            earlier: problems found before, to be raised along with those of the plugins.
 
         Raises:
             ConfigError, PluginError: everything that is wrong, at once.
@@ -93,7 +98,7 @@ class Gateway:
                 config.order,
                 source,
                 configured=config.plugins,
-                earlier=[*_check_listen(config.server.listen, source), *problems],
+                earlier=[*earlier, *_check_listen(config.server.listen, source), *problems],
             ),
             trace=config.server.trace_errors,
             startup_timeout=config.server.startup_timeout,
@@ -102,8 +107,13 @@ class Gateway:
 
     @classmethod
     def from_file(cls, path: Path) -> Gateway:
-        """Read a configuration file and build the gateway it describes. Raises ConfigError, PluginError."""
-        return cls(load(path), str(path)).assemble()
+        """The gateway that a configuration file describes, not yet assembled.
+
+        Raises:
+            ConfigError: everything that is wrong with the file and its plugins, at once.
+        """
+        config, problems = examine(read(path), source=str(path))
+        return cls(config, str(path), earlier=problems)
 
     def assemble(self) -> Gateway:
         """Let the plugins register what they bring, and put the models together. Does so once.

@@ -105,9 +105,11 @@ def compile_hooks(
     for name, plugin in plugins.items():
         for message in _check_plugin(name, plugin, hooks, manager):
             problems.append(Problem(f"{source}: [plugins.{name}]", message))
+    compiled = {name: _compiled(hook, manager, plugins, order.get(name, ())) for name, hook in hooks.items()}
+    problems += _check_implemented(order, compiled, plugins, source)
     if problems:
         raise ConfigError(problems)
-    return {name: _compiled(hook, manager, plugins, order.get(name, ())) for name, hook in hooks.items()}
+    return compiled
 
 
 def is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
@@ -176,6 +178,16 @@ def _check_order(
                 yield Problem(f"{source}: [order] {hook}", f"the plugin {name!r} is not enabled")
 
 
+def _check_implemented(
+    order: Mapping[str, Sequence[str]], hooks: Mapping[str, Hook], plugins: Container[str], source: str
+) -> Iterator[Problem]:
+    for hook, names in order.items():
+        implementers = {name for name, _ in hooks[hook].calls} if hook in hooks else set(names)
+        for name in names:
+            if name in plugins and name not in implementers:
+                yield Problem(f"{source}: [order] {hook}", f"the plugin {name!r} does not implement this hook")
+
+
 def _check_plugin(name: str, plugin: Any, hooks: Mapping[str, Hook], manager: pluggy.PluginManager) -> Iterator[str]:
     before = set(hooks)
     problems = []
@@ -222,6 +234,8 @@ def _check_implementation(
         return
     if marked.get("wrapper") or marked.get("hookwrapper"):
         yield f"hook {name!r}: pluggy wrappers are not supported"
+    if marked.get("tryfirst") or marked.get("trylast"):
+        yield f"hook {name!r}: tryfirst and trylast have no effect: order is the configuration's, see [order]"
     if inspect.iscoroutinefunction(method) != hook.is_async:
         colour = "async def" if hook.is_async else "a plain def"
         yield f"hook {name!r}: must be {colour}"

@@ -62,7 +62,7 @@ def hook_report(gateway: Gateway) -> Rows:
 def check_report(path: Path) -> list[dict[str, str]]:
     """Every problem of a configuration and its plugins; empty if there is none."""
     try:
-        Gateway.from_file(path)
+        Gateway.from_file(path).assemble()
     except ConfigError as error:
         return [{"where": problem.where, "message": problem.message} for problem in error.problems]
     except PluginError as error:

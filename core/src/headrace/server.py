@@ -25,7 +25,7 @@ from .errors import (
     envelope,
 )
 from .gateway import Gateway
-from .sockets import bind, bind_unix, raise_file_limit
+from .sockets import bind, bind_unix, held, raise_file_limit
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than nginx keeps its connections to us (60 s), so that it never sends into one that we are closing."""
@@ -177,16 +177,14 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
         CannotListen, HeadraceError.
     """
     gateway.make_dirs()
-    sockets = [bind_unix(gateway.core_socket)]
-    try:
+    refusal = f"another gateway listens on {gateway.core_socket}: stop it, or set another server.state_dir"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held(gateway.runtime_dir / "core.lock", refusal))
+        sockets = [stack.enter_context(bind_unix(gateway.core_socket))]
+        stack.callback(gateway.core_socket.unlink, missing_ok=True)
         if tcp:
-            sockets.append(bind(gateway.config.server.listen))
+            sockets.append(stack.enter_context(bind(gateway.config.server.listen)))
         yield sockets
-    finally:
-        for each in sockets:
-            each.close()
-        with contextlib.suppress(OSError):
-            gateway.core_socket.unlink()
 
 
 def run(gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None]) -> None:

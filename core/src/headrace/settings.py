@@ -28,27 +28,47 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     Raises:
         ConfigError: with every problem, each under `FILE: [table] key`.
     """
+    return _unless(*examine(read(path), source=str(path), environ=environ))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A TOML file as it stands. Raises ConfigError."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(str(path), f"is not valid TOML: {error}")]) from error
-    return parse(document, source=str(path), environ=environ)
 
 
 def parse(
     document: Mapping[str, Any], *, source: str = "configuration", environ: Mapping[str, str] = os.environ
 ) -> Config:
     """Check a configuration that is already a mapping. Raises ConfigError as `load` does."""
+    return _unless(*examine(document, source=source, environ=environ))
+
+
+def _unless(config: Config, problems: list[Problem]) -> Config:
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def examine(
+    document: Mapping[str, Any], *, source: str = "configuration", environ: Mapping[str, str] = os.environ
+) -> tuple[Config, list[Problem]]:
+    """What a document says, and what is wrong with it.
+
+    If anything is wrong with core's tables, the configuration is the default one with the document's plugins, so that
+    those can be checked all the same.
+    """
     decoder = Decoder(source)
     tables = resolve({name: table for name, table in document.items() if name != "plugins"}, environ)
     config: Config | None = decoder.decode(_without_unused_backends(tables), Config, ())
     plugins = _plugin_tables(document.get("plugins", {}), environ, decoder)
     _check_names(tables, decoder)
-    if config is None or decoder.problems:
-        raise ConfigError(decoder.problems)
-    return msgspec.structs.replace(config, plugins=plugins)
+    usable = Config() if config is None or decoder.problems else config
+    return msgspec.structs.replace(usable, plugins=plugins), decoder.problems
 
 
 def decode_plugin(name: str, table: Mapping[str, Any], struct: type[T], source: str) -> T:

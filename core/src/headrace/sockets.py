@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import resource
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import HeadraceError
@@ -14,6 +16,21 @@ from .errors import HeadraceError
 
 class CannotListen(HeadraceError):
     """An address is taken, or may not be used."""
+
+
+@contextlib.contextmanager
+def held(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file; the kernel lets go of it however this process ends.
+
+    Raises:
+        CannotListen: with the words of `refusal`, if another process holds it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CannotListen(refusal) from error
+        yield
 
 
 def bind(listen: str) -> socket.socket:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from .errors import HeadraceError
 from .gateway import Gateway
-from .sockets import bind
+from .sockets import bind, held
 from .supervisor import Process, Supervisor
 
 READY_POLL_SECONDS = 0.1
@@ -37,29 +34,13 @@ async def up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
 
     Raises:
         ProcessFailed: something could not be started.
-        CannotListen: the core's address is taken.
-        PluginError, HeadraceError: a plugin cannot say what to run, or another gateway runs in this state directory.
+        CannotListen: the core's address is taken, or another gateway runs in this state directory.
+        PluginError, HeadraceError: a plugin cannot say what to run.
     """
     gateway.make_dirs()
-    with alone(gateway):
+    refusal = f"another gateway runs in {gateway.state_dir}: stop it, or set another server.state_dir"
+    with held(gateway.runtime_dir / "up.lock", refusal):
         await _up(gateway, path, as_json=as_json)
-
-
-@contextlib.contextmanager
-def alone(gateway: Gateway) -> Iterator[None]:
-    """Hold the state directory: two gateways in one would take each other's sockets for their own.
-
-    Raises:
-        HeadraceError: somebody else holds it.
-    """
-    with (gateway.runtime_dir / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise HeadraceError(
-                f"another gateway runs in {gateway.state_dir}: stop it, or set another server.state_dir"
-            ) from error
-        yield
 
 
 async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:

@@ -307,7 +307,7 @@ def forwarded_headers(exchange: Exchange, target: Target) -> dict[str, str]:
 
 def target_headers(target: Target) -> dict[str, str]:
     """Headers that every request to a target carries: the configured ones, and its key."""
-    headers = {"Accept-Encoding": "identity", **target.headers}
+    headers = {"Accept-Encoding": "identity", **{name: value.reveal() for name, value in target.headers.items()}}
     if target.api_key:
         headers["Authorization"] = f"Bearer {target.api_key.reveal()}"
     return headers

@@ -162,7 +162,7 @@ def test_a_development_key_that_is_switched_off_is_listed_as_off(keys: Run, data
 
 
 async def test_create_and_revoke_reach_a_running_gateway(keys: Run, config: Path, eventually: Any) -> None:
-    gateway = Gateway.from_file(config)
+    gateway = Gateway.from_file(config).assemble()
 
     def works(key: str) -> bool:
         try:

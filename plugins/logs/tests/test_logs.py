@@ -237,7 +237,7 @@ from headrace.server import serve
 
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
-asyncio.run(serve(Gateway.from_file(Path(sys.argv[1])), [listener]))
+asyncio.run(serve(Gateway.from_file(Path(sys.argv[1])).assemble(), [listener]))
 """
 
 
