@@ -1,30 +1,19 @@
-"""Listening: sockets, uvicorn, and a protocol that answers malformed requests in the OpenAI envelope."""
+"""Serving: uvicorn around the application, from its signals to its last request."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from http import HTTPStatus
 from typing import Any
 
-import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import build_app
-from .errors import (
-    GatewayError,
-    HeadersTooLarge,
-    InvalidRequest,
-    MethodNotAllowed,
-    envelope,
-)
 from .gateway import Gateway
+from .protocol import protocol_for
 from .sockets import bind, bind_unix, held, raise_file_limit
 
 KEEP_ALIVE_SECONDS = 75
@@ -99,74 +88,6 @@ def make_server(gateway: Gateway, on_listening: Callable[[], None] = lambda: Non
         backlog=BACKLOG,
     )
     return Server(config, on_listening)
-
-
-def protocol_for(max_header_bytes: int) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol with our limit on request heads and our words for malformed requests."""
-
-    class Protocol(HttpToolsProtocol):
-        _head_bytes = 0
-        _refusal: GatewayError | None = None
-        _data = b""
-
-        def data_received(self, data: bytes) -> None:
-            self._data = data
-            in_head = self._head_bytes > 0
-            super().data_received(data)
-            if in_head and self._head_bytes > 0:  # a head in many pieces: the parser keeps what is incomplete
-                self._grow(len(data), refuse=True)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._head_bytes = 1
-
-        def on_url(self, url: bytes) -> None:
-            self._grow(len(url))
-            super().on_url(url)
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._grow(len(name) + len(value))
-            super().on_header(name, value)
-
-        def on_headers_complete(self) -> None:
-            self._head_bytes = 0
-            if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
-                self._refusal = InvalidRequest("The request needs one Host header.", code="invalid_http")
-                raise self._refusal
-            super().on_headers_complete()
-
-        def _grow(self, size: int, refuse: bool = False) -> None:
-            self._head_bytes += size
-            if self._head_bytes <= max_header_bytes or self.transport.is_closing():
-                return
-            self._refusal = HeadersTooLarge(f"The request's head is larger than {max_header_bytes} bytes.")
-            if refuse:
-                self.send_400_response("")
-            else:
-                raise self._refusal
-
-        def send_400_response(self, msg: str) -> None:
-            error = self._refusal or _malformed(sys.exc_info()[1], self._data)
-            body = envelope(error)
-            phrase = HTTPStatus(error.status).phrase.encode()
-            extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items()).encode()
-            self.transport.write(
-                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"%sconnection: close\r\n\r\n%s" % (error.status, phrase, len(body), extra, body)
-            )
-            self.transport.close()
-
-    return Protocol
-
-
-_REQUEST_LINE = re.compile(rb"[A-Z][A-Z_-]* \S")
-
-
-def _malformed(cause: BaseException | None, data: bytes) -> GatewayError:
-    """What the parser could not read, for the caller."""
-    if isinstance(cause, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
-        return MethodNotAllowed("This method is not known here.", headers={"Allow": "GET, HEAD, POST, OPTIONS"})
-    return InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,79 @@
+"""uvicorn's HTTP protocol with a limit on request heads and our words for malformed requests."""
+
+from __future__ import annotations
+
+import re
+import sys
+from http import HTTPStatus
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .errors import GatewayError, HeadersTooLarge, InvalidRequest, MethodNotAllowed, envelope
+
+_REQUEST_LINE = re.compile(rb"[A-Z][A-Z_-]* \S")
+
+
+class Protocol(HttpToolsProtocol):
+    """One client connection. A head that is too large or malformed is answered in the envelope, and that is its end."""
+
+    max_header_bytes = 32_768
+
+    _head_bytes = 0
+    """Bytes received of a head that came in pieces and is not complete; 0 between heads."""
+    _data = b""
+    """What is being parsed."""
+    _refusal: GatewayError | None = None
+
+    def data_received(self, data: bytes) -> None:
+        in_head = self._head_bytes
+        self._data = data
+        super().data_received(data)
+        self._data = b""
+        if in_head and self._head_bytes:  # the parser keeps what is incomplete, without a limit of its own
+            self._head_bytes = in_head + len(data)
+            if self._head_bytes > self.max_header_bytes and not self.transport.is_closing():
+                self._refuse(self._too_large())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 1
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.max_header_bytes:
+            self._refusal = self._too_large()
+            raise self._refusal
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self._refusal = InvalidRequest("The request needs one Host header.", code="invalid_http")
+            raise self._refusal
+        super().on_headers_complete()
+
+    def _too_large(self) -> GatewayError:
+        return HeadersTooLarge(f"The request's head is larger than {self.max_header_bytes} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when its parser, or one of the callbacks above, refuses."""
+        self._refuse(self._refusal or _malformed(sys.exc_info()[1], self._data))
+
+    def _refuse(self, error: GatewayError) -> None:
+        body = envelope(error)
+        phrase = HTTPStatus(error.status).phrase.encode()
+        extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items()).encode()
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"%sconnection: close\r\n\r\n%s" % (error.status, phrase, len(body), extra, body)
+        )
+        self.transport.close()
+
+
+def protocol_for(max_header_bytes: int) -> type[Protocol]:
+    """The protocol with this limit."""
+    return type("Protocol", (Protocol,), {"max_header_bytes": max_header_bytes})
+
+
+def _malformed(cause: BaseException | None, data: bytes) -> GatewayError:
+    """What the parser could not read, for the caller."""
+    if isinstance(cause, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
+        return MethodNotAllowed("This method is not known here.", headers={"Allow": "GET, HEAD, POST, OPTIONS"})
+    return InvalidRequest("This is not a valid HTTP request.", code="invalid_http")
