@@ -355,3 +355,38 @@ async def test_a_plugins_header_that_cannot_be_sent_is_a_fault_of_the_gateway(
         response = await client.post("/v1/chat/completions", json=CHAT)
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
     assert [outcome.status for outcome in recorder.outcomes] == [500]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_admit_holds_may_take_its_time_to_let_go_after_the_last_byte(stream: bool) -> None:
+    released: list[bool] = []
+    outcomes: list[Outcome] = []
+
+    class Holding:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        def admit(self) -> contextlib.AbstractAsyncContextManager[None]:
+            return self.slot()
+
+        @contextlib.asynccontextmanager
+        async def slot(self) -> AsyncIterator[None]:
+            yield
+            await asyncio.sleep(0.05)
+            released.append(True)
+
+        @hookimpl
+        async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
+            outcomes.append(outcome)
+
+    async with (
+        FakeBackend() as backend,
+        serve(backend.config(), {"holding": Holding}) as running,
+        httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=30) as client,
+    ):
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        async with asyncio.timeout(10):
+            while not outcomes:
+                await asyncio.sleep(0.005)
+    assert response.status_code == 200
+    assert (released, outcomes[0].completed, outcomes[0].aborted) == ([True], True, False)

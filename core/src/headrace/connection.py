@@ -113,6 +113,9 @@ class Connection:
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self, chunk: bytes = b"") -> None:
+        """Send the last bytes. From here on there is nothing to leave: servers report a complete answer as a
+        disconnect, too."""
+        self.unwatch()
         self.bytes_sent += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk})
 
