@@ -273,7 +273,7 @@ async def test_nothing_is_added_to_the_headers_a_provider_asked_for(upstream: Up
         (b"404 X", b"Not Found", UpstreamError, "upstream_error"),
     ],
 )
-async def test_an_error_status_is_raised_in_our_words_with_the_backends_in_the_detail(
+async def test_an_error_status_is_raised_in_our_words_with_the_backends_as_evidence(
     upstream: Upstream, status: bytes, body: bytes, kind: type[GatewayError], code: str
 ) -> None:
     async with listening(Backend(answer(body, status=status))) as address:
@@ -285,7 +285,7 @@ async def test_an_error_status_is_raised_in_our_words_with_the_backends_in_the_d
             checked=False,
         )
     assert raised.value.code == code
-    assert (raised.value.detail or "").endswith(body.decode())
+    assert (raised.value.evidence, body.decode() in (raised.value.detail or "")) == (body.decode(), False)
     assert (unchecked.status, unchecked.content) == (int(status[:3]), body)
 
 

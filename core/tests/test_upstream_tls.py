@@ -184,7 +184,7 @@ async def test_a_proxy_is_used_where_the_backend_names_one(
     proxy = Proxy()
     options = {"ssl": tls} if scheme == "https" else {}
     async with listening(answer, **options) as address, listening(proxy) as between:
-        at = target(f"{scheme}://{address}", proxy=f"http://{between}", verify=str(certificate))
+        at = target(f"{scheme}://{address}", proxy=Secret(f"http://{between}"), verify=str(certificate))
         assert (await post(upstream, at)).content == b"{}"
         await upstream.aclose()
     asked = f"CONNECT {address}" if scheme == "https" else f"POST http://{address}/chat"
@@ -194,7 +194,7 @@ async def test_a_proxy_is_used_where_the_backend_names_one(
 async def test_a_proxy_that_cannot_be_reached_is_unavailable(upstream: Upstream) -> None:
     async with listening(answer) as address:
         with pytest.raises(Unavailable):
-            await post(upstream, target(f"http://{address}", proxy="http://127.0.0.1:9"))
+            await post(upstream, target(f"http://{address}", proxy=Secret("http://127.0.0.1:9")))
 
 
 async def test_proxies_of_the_environment_are_ignored(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:

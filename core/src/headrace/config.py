@@ -77,7 +77,7 @@ class BackendConfig(Strict, frozen=True):
     """Size of the connection pool to this backend; requests beyond it wait for `timeouts.connect`."""
     verify: bool | str = True
     """TLS verification: true, the path of a CA bundle, or false (never do that beyond a test)."""
-    proxy: str | None = None
+    proxy: Secret | None = None
     """An HTTP proxy to go through. Proxy variables of the environment are ignored."""
     options: dict[str, Any] = {}
     """Settings only this provider knows; see its README."""

@@ -25,9 +25,13 @@ EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 NOT_OURS = frozenset(
     b"connection keep-alive proxy-authenticate proxy-connection te trailer upgrade transfer-encoding content-length "
-    b"date server set-cookie x-request-id alt-svc strict-transport-security www-authenticate".split()
+    b"date server via set-cookie x-request-id alt-svc strict-transport-security www-authenticate refresh "
+    b"clear-site-data openai-organization openai-project".split()
 )
 """Response headers of a backend that end here: hop by hop, or the gateway's own to say."""
+
+
+NOT_OURS_PREFIXES = (b"x-accel-", b"x-headrace-", b"access-control-")
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -146,18 +150,19 @@ def head(exchange: Exchange, headers: Headers) -> Headers:
     kept = [
         (name, value)
         for name, value in headers
-        if name not in NOT_OURS and name not in hop and not name.startswith((b"x-accel-", b"access-control-"))
+        if name not in NOT_OURS and name not in hop and not name.startswith(NOT_OURS_PREFIXES)
     ]
     return [*kept, *exchange.response_headers, (b"x-request-id", exchange.id.encode())]
 
 
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, 5.6.2: a token."""
 _UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def _check_header(exchange: Exchange, name: object, value: object) -> None:
-    if isinstance(name, bytes) and isinstance(value, bytes) and not _UNSENDABLE.search(name + value):
+    if isinstance(name, bytes) and isinstance(value, bytes) and _NAME.fullmatch(name) and not _UNSENDABLE.search(value):
         return
     exchange.response_headers.clear()  # the error's own answer goes out without them
-    raise PluginFault(
-        "headrace", "response_headers", ValueError(f"{name!r}: {value!r} cannot be sent: give plain bytes")
-    )
+    cause = ValueError(f"{name!r}: {value!r} cannot be sent: give plain bytes")
+    raise PluginFault("headrace", "response_headers", cause)

@@ -8,16 +8,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
 from .errors import GatewayError, InvalidRequest, envelope
 from .exchange import Usage
 
+CHECKED_BYTES = 1_048_576
+"""Messages, prompts and inputs up to this size are looked into."""
+
 
 class Peek(msgspec.Struct, kw_only=True):
-    """The fields core needs from every body. Fields not named in a peek are neither decoded nor touched."""
+    """The fields core needs from every body. Fields not named in a peek are neither decoded nor touched.
+
+    What may be large is `msgspec.Raw`, the client's bytes; `checks` names the type it must have. That is checked up to
+    `CHECKED_BYTES`: beyond, the backend finds what is wrong, for objects made of megabytes would hold up everybody.
+    """
+
+    checks: ClassVar[Mapping[str, Any]] = {}
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     stream: bool | None = None
@@ -35,8 +44,14 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
+Texts = str | list[str | int | list[int]]
+"""One text, several texts, the tokens of one text, or those of several."""
+
+
 class ChatPeek(Peek, kw_only=True):
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    checks = {"messages": Annotated[list[Message], msgspec.Meta(min_length=1)]}
+
+    messages: msgspec.Raw
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
@@ -44,14 +59,18 @@ class ChatPeek(Peek, kw_only=True):
 
 
 class CompletionPeek(Peek, kw_only=True):
-    prompt: str | list[str | int | list[int]]
+    checks = {"prompt": Texts}
+
+    prompt: msgspec.Raw
     max_tokens: int | None = None
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 
 
 class EmbeddingPeek(Peek, kw_only=True):
-    input: str | list[str | int | list[int]]
+    checks = {"input": Texts}
+
+    input: msgspec.Raw
     encoding_format: Literal["float", "base64"] | None = None
     stream: Literal[False] | None = None
 
@@ -105,7 +124,7 @@ class OpenAIDialect:
         return None
 
 
-_ERROR_EVENT = re.compile(rb'^data:\s*\{\s*"error"\s*:', re.MULTILINE)
+_ERROR_EVENT = re.compile(rb'(?:^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 _OBJECT = json.JSONDecoder()
 
@@ -154,6 +173,7 @@ class Endpoint:
         self.peek = peek
         self.summary = summary
         self._decoder = msgspec.json.Decoder(peek)
+        self._checks = [(name, msgspec.json.Decoder(kind)) for name, kind in peek.checks.items()]
 
     def read(self, body: bytes) -> Peek:
         """Peek into a request body.
@@ -163,7 +183,8 @@ class Endpoint:
         """
         try:
             body.decode("utf-8")
-            return self._decoder.decode(body)
+            peek = self._decoder.decode(body)
+            self._check(peek)
         except UnicodeDecodeError as error:
             raise InvalidRequest(
                 f"The body is not valid UTF-8 (byte {error.start}).", code="invalid_encoding"
@@ -174,12 +195,23 @@ class Endpoint:
             raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
         except RecursionError as error:
             raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from error
+        return peek
+
+    def _check(self, peek: Peek) -> None:
+        for name, decoder in self._checks:
+            raw = getattr(peek, name)
+            if memoryview(raw).nbytes > CHECKED_BYTES:
+                continue
+            try:
+                decoder.decode(raw)
+            except msgspec.ValidationError as error:
+                raise _invalid_field(error, name) from error
 
 
-def _invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
+def _invalid_field(error: msgspec.ValidationError, field: str = "") -> InvalidRequest:
     """Turn msgspec's wording (`Expected … - at `$.messages[0].role``) into OpenAI's `message` and `param`."""
     text, _, path = str(error).partition(" - at `")
-    param = path.rstrip("`").removeprefix("$").removeprefix(".") or None
+    param = (field + path.rstrip("`").removeprefix("$")).removeprefix(".") or None
     if text.startswith("Object missing required field `"):
         missing = text.split("`")[1]
         param = f"{param}.{missing}" if param else missing

@@ -70,6 +70,7 @@ class GatewayError(HeadraceError):
         type, code, param: the fields of OpenAI's error object
             (https://platform.openai.com/docs/guides/error-codes).
         detail: for the log only.
+        evidence: what a backend said, for the log of those who log prompts: it may repeat them.
         headers: extra response headers, `Retry-After` for instance.
         retryable: whether another target may be asked instead.
     """
@@ -88,6 +89,7 @@ class GatewayError(HeadraceError):
         code: str | None = None,
         param: str | None = None,
         detail: str | None = None,
+        evidence: str | None = None,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         retryable: bool | None = None,
     ) -> None:
@@ -95,6 +97,7 @@ class GatewayError(HeadraceError):
         self.message = message
         self.param = param
         self.detail = detail
+        self.evidence = evidence
         self.headers: dict[str, str] = dict(headers)
         if status is not None:
             self.status = status

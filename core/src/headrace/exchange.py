@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     timeouts: TargetTimeouts = TargetTimeouts()
     max_connections: int = 1024
     verify: bool | str = True
-    proxy: str | None = None
+    proxy: Secret | None = None
     options: dict[str, Any] = {}
 
 
@@ -103,11 +104,16 @@ class Reply:
 
     @property
     def ok(self) -> bool:
-        return self.status < 300
+        return 200 <= self.status < 300
 
     @property
     def is_event_stream(self) -> bool:
-        return (header(self.headers, b"content-type") or "").startswith("text/event-stream")
+        return self.media_type == "text/event-stream"
+
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters, in lower case; empty if there is none."""
+        return (header(self.headers, b"content-type") or "").partition(";")[0].strip().lower()
 
     async def aclose(self) -> None:
         close, self._close = self._close, None
@@ -118,7 +124,7 @@ class Reply:
 class Attempt:
     """One try at one target. `exchange.attempts` holds them in order; `number` counts from 1."""
 
-    __slots__ = ("exchange", "number", "provider", "reported", "request", "started", "target")
+    __slots__ = ("exchange", "number", "provider", "reporting", "request", "started", "target")
 
     def __init__(self, exchange: Exchange, number: int, target: Target, provider: Any) -> None:
         self.exchange = exchange
@@ -127,7 +133,8 @@ class Attempt:
         self.provider = provider
         self.request: UpstreamRequest | None = None
         self.started = time.perf_counter()
-        self.reported = False
+        self.reporting: asyncio.Task[None] | None = None
+        """Tells the plugins how this try ended, from its end on."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -36,19 +36,20 @@ class Models:
     def __len__(self) -> int:
         return len(self._models)
 
-    def find(self, name: str) -> Model:
-        """Raises ModelNotFound, naming the models there are."""
+    def find(self, name: str, allowed: Container[str] | None = None) -> Model:
+        """Raises ModelNotFound, naming the models there are, or those of them that are `allowed`."""
         model = self._by_name.get(name)
         if model is None:
             shown = name if len(name) <= 64 else name[:64] + "…"
             raise ModelNotFound(
-                f"The model {shown!r} does not exist. Available models: {', '.join(self.names()) or 'none'}.",
+                f"The model {shown!r} does not exist. Available models: {', '.join(self.names(allowed)) or 'none'}.",
                 param="model",
             )
         return model
 
-    def names(self) -> list[str]:
-        return list(self._by_name)
+    def names(self, allowed: Container[str] | None = None) -> list[str]:
+        """Every name and alias, of the `allowed` models alone if they are given."""
+        return [name for name, model in self._by_name.items() if allowed is None or model.name in allowed]
 
 
 def build_models(

@@ -65,6 +65,7 @@ class OpenAIBackend:
             method="GET", url=target.base_url + "/models", headers=target_headers(target), body=b""
         )
         reply = await self._gateway.upstream.send(target, request)
+        await reply.aclose()
         try:
             return [entry.id for entry in msgspec.json.decode(reply.content or b"", type=_ModelList).data]
         except msgspec.MsgspecError as error:

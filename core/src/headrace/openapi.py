@@ -81,9 +81,13 @@ def describe(gateway: Gateway) -> dict[str, Any]:
 def _endpoint(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     """One endpoint; what its body is made of goes to `schemas`."""
     (body,), components = msgspec.json.schema_components([endpoint.peek], ref_template="#/components/schemas/{name}")
-    schemas.update(components)
+    checked, more = msgspec.json.schema_components(
+        list(endpoint.peek.checks.values()), ref_template="#/components/schemas/{name}"
+    )
+    schemas.update(components | more)
     name = str(body["$ref"]).rpartition("/")[2]
-    schemas[name] = {**components[name], "additionalProperties": True}
+    properties = components[name]["properties"] | dict(zip(endpoint.peek.checks, checked, strict=True))
+    schemas[name] = {**components[name], "properties": properties, "additionalProperties": True}
     return {
         "summary": endpoint.summary,
         "operationId": endpoint.name,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .connection import ClientLeft, Connection
 from .delivery import Cut, choose, deliver, head
 from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated
-from .exchange import ANONYMOUS, Attempt, Exchange, Outcome, Principal, Reply, Target
+from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
 
 if TYPE_CHECKING:
     from .dialects import Peek
@@ -45,6 +45,10 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
                 exchange.completed = True
         except Exception as exception:
             await send_error(exchange, exception, gateway, connection)
+        except asyncio.CancelledError as cancelled:
+            if connection.left or is_cancelled():
+                raise
+            await send_error(exchange, PluginFault("headrace", "pipeline", cancelled), gateway, connection)
 
 
 async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
@@ -67,8 +71,8 @@ async def receive(exchange: Exchange, gateway: Gateway, connection: Connection) 
 
 def select_model(exchange: Exchange, gateway: Gateway, name: str) -> None:
     """Find the model that is asked for. Raises ModelNotFound, or Forbidden if it is not for this principal."""
-    exchange.model = gateway.models.find(name)
     allowed = exchange.principal.models if exchange.principal else None
+    exchange.model = gateway.models.find(name, allowed)
     if allowed is not None and exchange.model.name not in allowed:
         raise Forbidden(f"This key may not use the model {exchange.model.name!r}.", param="model")
 
@@ -96,7 +100,7 @@ async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
             return await send(attempt, gateway)
         except GatewayError as error:
             last = error
-            await report(attempt, gateway, Outcome(status=error.status, completed=False, error=error))
+            await asyncio.shield(report(attempt, gateway, Outcome(status=error.status, completed=False, error=error)))
             if not (error.retryable or isinstance(error, PluginFault)):
                 raise
     raise last
@@ -116,11 +120,14 @@ async def send(attempt: Attempt, gateway: Gateway) -> Reply:
     return reply
 
 
-async def report(attempt: Attempt, gateway: Gateway, outcome: Outcome) -> None:
-    """Tell the plugins how one try ended, once."""
-    if attempt.reported:
-        return
-    attempt.reported = True
+def report(attempt: Attempt, gateway: Gateway, outcome: Outcome) -> asyncio.Task[None]:
+    """Begin to tell the plugins how one try ended; goes on to its end even if the client leaves meanwhile."""
+    attempt.reporting = asyncio.ensure_future(tell(attempt, gateway, outcome))
+    return attempt.reporting
+
+
+async def tell(attempt: Attempt, gateway: Gateway, outcome: Outcome) -> None:
+    """Tell the plugins how one try ended."""
     outcome.target = attempt.target.name
     outcome.attempts = attempt.number
     outcome.duration_seconds = time.perf_counter() - attempt.started
@@ -153,8 +160,23 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
         if value.isprintable()
     ]
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await connection.start(error.status, [*own, *head(exchange, []), *headers])
+    await connection.start(error.status, [*own, *head_of_error(exchange), *headers])
     await connection.end(body)
+
+
+def head_of_error(exchange: Exchange) -> Headers:
+    """The headers every answer has; without those of plugins if one of them cannot be sent."""
+    try:
+        return head(exchange, [])
+    except PluginFault as fault:
+        logger.error("request %s: %s", exchange.id, fault.detail)
+        return head(exchange, [])
+
+
+def is_cancelled() -> bool:
+    """Whether the current task is really being cancelled: a plugin may let another task's cancellation escape."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Gateway) -> GatewayError:
@@ -182,8 +204,8 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
         outcome = outcome_of(exchange, connection)
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
-                for attempt in exchange.attempts[-1:]:
-                    await report(attempt, gateway, outcome_of(exchange, connection))
+                for attempt in exchange.attempts:
+                    await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))
                 await gateway.hooks.on_complete(exchange, outcome)
         except TimeoutError:
             logger.error("request %s: on_complete took more than %g s", exchange.id, SETTLE_SECONDS)

@@ -16,15 +16,14 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from .errors import GatewayError, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
-from .exchange import Exchange, Headers, Reply, Target, UpstreamRequest, header
+from .errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
+from .exchange import Exchange, Headers, Reply, Target, UpstreamRequest
+from .verdict import check, check_first
 
 KEEP_ALIVE_SECONDS = 3.0
 """Idle connections are dropped before servers drop theirs (uvicorn, and so vLLM, and llama.cpp: 5 s)."""
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
-DETAIL_LIMIT = 500
-"""Characters of a backend's error that go to the log."""
 
 
 class Upstream:
@@ -53,6 +52,9 @@ class Upstream:
             async with asyncio.timeout(timeouts.first_byte):
                 await call.open(self._transport(target), request)
                 reply = await call.reply()
+                if checked:
+                    check(reply, target)
+                return reply
         except TimeoutError as error:
             await call.aclose()
             raise UpstreamTimeout(
@@ -61,9 +63,6 @@ class Upstream:
         except BaseException:
             await call.aclose()
             raise
-        if checked and not reply.ok:
-            return await _check_status(reply, target)
-        return reply
 
     def _transport(self, target: Target) -> AiohttpTransport:
         transport = self._transports.get(target.name)
@@ -71,7 +70,7 @@ class Upstream:
             context = _context(target)
             transport = self._transports[target.name] = AiohttpTransport(
                 verify=context,
-                proxy=httpx.Proxy(target.proxy) if target.proxy else None,
+                proxy=httpx.Proxy(target.proxy.reveal()) if target.proxy else None,
                 client=_session(target, context),
             )
         return transport
@@ -136,6 +135,7 @@ class _Call:
             first = await anext(chunks, None)
             if first is None:
                 raise UpstreamError("The backend sent an empty stream.", detail=f"target {self.target.name}")
+            check_first(first, self.target)
             reply.stream = _watched(first, chunks, self.target.timeouts.idle)
             return reply
         await _read_whole(reply, chunks, self.target)
@@ -243,44 +243,6 @@ def as_gateway_error(error: BaseException, target: Target) -> GatewayError:
     if isinstance(cause, aiohttp.ClientConnectorError):
         return Unavailable("The backend cannot be reached.", detail=detail)
     return UpstreamError("The connection to the backend broke.", detail=detail)
-
-
-async def _check_status(reply: Reply, target: Target) -> Reply:
-    """Pass on an error answer that is the caller's; raise one that is the backend's or the operator's."""
-    content = reply.content or b""
-    detail = f"target {target.name} answered {reply.status}: {content[:DETAIL_LIMIT].decode('utf-8', 'replace')}"
-    waiting = header(reply.headers, b"retry-after")
-    retry_after = {"Retry-After": waiting} if waiting else {}
-    if reply.status < 400:
-        raise UpstreamError(
-            f"The backend answered {reply.status}, a redirect: is its base_url right?",
-            detail=f"{detail}, location {header(reply.headers, b'location')}",
-        )
-    if reply.status in (401, 403, 407):
-        raise UpstreamError("The backend refused the gateway's own credentials.", code="upstream_auth", detail=detail)
-    if reply.status == 429:
-        raise RateLimited(
-            "The backend is receiving too many requests.",
-            code="upstream_rate_limited",
-            detail=detail,
-            headers=retry_after,
-            retryable=True,
-        )
-    if reply.status == 503:
-        raise Unavailable("The backend is not available.", detail=detail, headers=retry_after)
-    if reply.status >= 500 or reply.status == 408:
-        raise UpstreamError(f"The backend failed with status {reply.status}.", detail=detail)
-    if not _is_json_object(content):
-        raise UpstreamError(
-            f"The backend answered {reply.status} in a form that is not an API error: is its base_url right?",
-            detail=detail,
-            retryable=False,
-        )
-    return reply
-
-
-def _is_json_object(content: bytes) -> bool:
-    return content.lstrip().startswith(b"{")
 
 
 FORWARDED = (

@@ -98,15 +98,22 @@ async def test_the_backends_refusal_is_a_warning(run: Run) -> None:
     assert (line["level"], line["http.response.status_code"]) == ("warning", 400)
 
 
-async def test_a_failed_backend_is_an_error_with_a_redacted_detail(run: Run) -> None:
+async def test_a_failed_backend_is_an_error_without_the_backends_words(run: Run) -> None:
     async with run() as gateway:
         assert (await gateway.chat("fails")).status_code == 502
     (line,) = gateway.requests()
     assert (line["level"], line["http.response.status_code"], line["completed"]) == ("error", 502, False)
     assert "answered 500" in line["error.detail"]
-    assert REDACTED in line["error.detail"]
-    assert "aaaaAAAA" not in line["error.detail"]
-    assert "ada@" not in line["error.detail"]
+    assert "error.evidence" not in line
+
+
+async def test_with_bodies_a_failed_backends_words_are_logged_redacted(run: Run) -> None:
+    async with run(bodies=True) as gateway:
+        assert (await gateway.chat("fails")).status_code == 502
+    (line,) = gateway.requests()
+    assert REDACTED in line["error.evidence"]
+    assert "aaaaAAAA" not in line["error.evidence"]
+    assert "ada@" not in line["error.evidence"]
 
 
 async def test_a_cut_stream_is_an_error_although_its_status_is_200(run: Run) -> None:

@@ -30,8 +30,11 @@ def level_of(outcome: Outcome) -> int:
     return logging.INFO if outcome.completed else logging.ERROR
 
 
-def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor) -> dict[str, Any]:
-    """Everything known about a request; fields that do not apply to it are left out."""
+def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, bodies: bool = False) -> dict[str, Any]:
+    """Everything known about a request; fields that do not apply to it are left out.
+
+    With `bodies` also what a backend said about its failure, which may repeat what it was asked.
+    """
     fields: dict[str, Any] = {
         "request_id": redactor.text(exchange.id),
         "http.request.method": exchange.method,
@@ -63,7 +66,7 @@ def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor) -> 
     if outcome.usage is not None:
         fields.update(_usage(outcome.usage))
     if outcome.error is not None:
-        fields.update(_error(outcome.error, redactor))
+        fields.update(_error(outcome.error, redactor, bodies))
     return fields
 
 
@@ -84,11 +87,13 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _error(error: GatewayError, redactor: Redactor) -> dict[str, str]:
+def _error(error: GatewayError, redactor: Redactor, evidence: bool) -> dict[str, str]:
     fields = {"error.type": error.type}
     if error.code is not None:
         fields["error.code"] = str(error.code)
     fields["error.message"] = redactor.prefix(error.message, TEXT_LIMIT)
     if error.detail:
         fields["error.detail"] = redactor.prefix(error.detail, TEXT_LIMIT)
+    if evidence and error.evidence:
+        fields["error.evidence"] = redactor.prefix(error.evidence, TEXT_LIMIT)
     return fields

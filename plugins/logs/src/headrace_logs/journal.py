@@ -62,7 +62,7 @@ class Journal:
         level = level_of(outcome)
         if level < self._level:
             return
-        fields = request_fields(exchange, outcome, self._redactor)
+        fields = request_fields(exchange, outcome, self._redactor, bodies=self._config.bodies)
         if self._config.bodies:
             fields.update(self._bodies(exchange))
         self._log.log(level, "request", **fields)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from headrace.config import BackendConfig
+from headrace.config import BackendConfig, Secret
 from headrace.exchange import Target
 from headrace.openai_api import OpenAIBackend
 
@@ -49,9 +49,9 @@ def _verify(verify: bool | str) -> bool | str:
     return verify
 
 
-def _proxy(url: str | None) -> str | None:
+def _proxy(url: Secret | None) -> Secret | None:
     if url is not None:
-        _check_address(url, "proxy")
+        _check_address(url.reveal(), "proxy")
     return url
 
 

@@ -1,0 +1,79 @@
+"""Which answers of a backend are the caller's, and which are errors of the backend's or the operator's making."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .errors import GatewayError, RateLimited, Unavailable, UpstreamError
+from .exchange import Reply, Target, header
+
+EVIDENCE_LIMIT = 500
+"""Bytes of a backend's error that are kept for the log."""
+ERROR_FIRST = (b'data: {"error":{', b'data: {"error": {', b'data:{"error":{', b"event: error")
+"""How a stream begins that has nothing but an error to tell."""
+_ANY_JSON = msgspec.json.Decoder(msgspec.Raw)
+
+
+def check(reply: Reply, target: Target) -> None:
+    """Let pass an answer, and an error that is the caller's.
+
+    Raises:
+        GatewayError: another target might answer better, or the operator has to look.
+    """
+    error = _fault_of_answer(reply) if reply.ok else _fault_of_error(reply)
+    if error is not None:
+        content = reply.content or b""
+        error.detail = f"target {target.name} answered {reply.status} with {len(content)} bytes"
+        error.evidence = _words(content)
+        raise error
+
+
+def check_first(chunk: bytes, target: Target) -> None:
+    """Raise UpstreamError if a stream begins with an error: nothing has reached the client yet."""
+    if chunk.startswith(ERROR_FIRST):
+        detail = f"target {target.name} began its stream with an error"
+        raise UpstreamError("The backend failed before its first token.", detail=detail, evidence=_words(chunk))
+
+
+def _fault_of_answer(reply: Reply) -> GatewayError | None:
+    if reply.content is None or header(reply.headers, b"content-encoding"):
+        return None
+    if reply.media_type == "text/html":
+        return UpstreamError("The backend answered with a web page: is its base_url right?", retryable=False)
+    if reply.media_type == "application/json" and not _is_json(reply.content):
+        return UpstreamError("The backend's answer is incomplete.")
+    return None
+
+
+def _fault_of_error(reply: Reply) -> GatewayError | None:
+    status = reply.status
+    waiting = header(reply.headers, b"retry-after")
+    retry_after = {"Retry-After": waiting} if waiting else {}
+    if status < 400:
+        return UpstreamError(f"The backend answered with status {status}, no answer: is its base_url right?")
+    if status in (401, 403, 407):
+        return UpstreamError("The backend refused the gateway's own credentials.", code="upstream_auth")
+    if status == 429:
+        message = "The backend is receiving too many requests."
+        return RateLimited(message, code="upstream_rate_limited", headers=retry_after, retryable=True)
+    if status == 503:
+        return Unavailable("The backend is not available.", headers=retry_after)
+    if status >= 500 or status == 408:
+        return UpstreamError(f"The backend failed with status {status}.")
+    if not (reply.content or b"").lstrip().startswith(b"{"):
+        message = f"The backend answered {status} in a form that is not an API error: is its base_url right?"
+        return UpstreamError(message, retryable=False)
+    return None
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether this is one whole JSON value: a connection that just ends may have cut it."""
+    try:
+        _ANY_JSON.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _words(content: bytes) -> str:
+    return content[:EVIDENCE_LIMIT].decode("utf-8", "replace")
