@@ -390,3 +390,34 @@ async def test_what_admit_holds_may_take_its_time_to_let_go_after_the_last_byte(
                 await asyncio.sleep(0.005)
     assert response.status_code == 200
     assert (released, outcomes[0].completed, outcomes[0].aborted) == ([True], True, False)
+
+
+async def test_a_stream_that_the_end_of_the_gateway_cuts_is_told_so_before_plugins_are_closed() -> None:
+    order: list[str] = []
+
+    class Witness:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        @contextlib.asynccontextmanager
+        async def lifespan(self) -> AsyncIterator[None]:
+            yield
+            order.append("closed")
+
+        @hookimpl
+        async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
+            assert outcome.error is not None
+            order.append(f"{outcome.error.code} {outcome.completed}")
+
+    async with FakeBackend() as backend, httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        backend.pause = 0.2
+        backend.chunks = 1000
+        async with serve(
+            {**backend.config(), "server": {"anonymous": True, "shutdown_timeout": 1}}, {"w": Witness}
+        ) as g:
+            asking = asyncio.ensure_future(client.post(g.url + "/v1/chat/completions", json=STREAM))
+            await backend.streaming.wait()
+        events = (await asking).text
+    assert '"code":"shutting_down"' in events
+    assert "[DONE]" not in events
+    assert order == ["shutting_down False", "closed"]

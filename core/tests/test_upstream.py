@@ -132,7 +132,7 @@ async def test_a_request_that_waits_too_long_for_a_connection_is_a_timeout(upstr
         async with asyncio.timeout(10):
             while not backend.heads:
                 await asyncio.sleep(0.005)
-        with pytest.raises(UpstreamTimeout, match="did not accept a connection in time"):
+        with pytest.raises(UpstreamTimeout, match="No connection to the backend could be had in time"):
             await post(upstream, at)
         backend.hold.set()
         assert (await first).status == 200

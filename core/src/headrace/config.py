@@ -48,12 +48,15 @@ class TargetTimeouts(Strict, frozen=True):
     """How long a backend may be silent, in seconds."""
 
     connect: Positive = 5.0
-    """To open the connection, TLS included."""
+    """To open the connection, TLS included, or to wait until one of `max_connections` is free."""
     first_byte: Positive = 600.0
     """From sending the request to the first byte of the answer's body; for a reply that is not streamed
     this is the whole generation."""
     idle: Positive = 120.0
     """Between two chunks of a stream."""
+    keep_alive: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.5
+    """For how long an unused connection is kept for the next request. Must be shorter than the backend's own limit
+    (gunicorn: 2 s, uvicorn and so vLLM: 5 s), or requests meet a connection that is just being closed; 0 keeps none."""
 
 
 class BackendConfig(Strict, frozen=True):

@@ -22,7 +22,7 @@ class Connection:
     `status` is that of the head that went out, None while none has; `bytes_sent` counts body bytes.
     """
 
-    __slots__ = ("_receive", "_send", "_task", "_watch", "bytes_sent", "left", "scope", "status")
+    __slots__ = ("_receive", "_send", "_task", "_watch", "bytes_sent", "ended", "events", "left", "scope", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -33,6 +33,9 @@ class Connection:
         self.left = False
         self.status: int | None = None
         self.bytes_sent = 0
+        self.ended = False
+        self.events = False
+        """Whether server-sent events are going out, so that an error can be one of them."""
 
     async def read_body(self, limit: int, timeout: float) -> bytes:
         """The whole request body.
@@ -116,6 +119,7 @@ class Connection:
         """Send the last bytes. From here on there is nothing to leave: servers report a complete answer as a
         disconnect, too."""
         self.unwatch()
+        self.ended = True
         self.bytes_sent += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk})
 

@@ -105,6 +105,7 @@ async def _send_stream(
         stream = taps.watch(stream)
     dialect = exchange.endpoint.dialect
     tail = Tail()
+    connection.events = event_stream
     await connection.start(reply.status, head(exchange, reply.headers))
     try:
         await _pump(exchange, stream, tail, connection)

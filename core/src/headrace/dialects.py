@@ -15,6 +15,11 @@ import msgspec
 from .errors import GatewayError, InvalidRequest, envelope
 from .exchange import Usage
 
+USAGE_BYTES = 4096
+"""No usage object is longer."""
+USAGE_TRIES = 64
+"""How often the word may stand in an answer's end, as a token among log probabilities for instance."""
+
 CHECKED_BYTES = 1_048_576
 """Messages, prompts and inputs up to this size are looked into."""
 
@@ -115,12 +120,15 @@ class OpenAIDialect:
         return tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail) is not None
 
     def usage(self, tail: bytes) -> Usage | None:
-        at = tail.rfind(b'"usage"')
-        while at >= 0:
-            usage = _read_usage(tail[at + len(b'"usage"') :])
+        at = len(tail)
+        for _ in range(USAGE_TRIES):
+            at = tail.rfind(b'"usage"', 0, at)
+            if at < 0:
+                return None
+            start = at + len(b'"usage"')
+            usage = _read_usage(tail[start : start + USAGE_BYTES])
             if usage is not None:
                 return usage
-            at = tail.rfind(b'"usage"', 0, at)
         return None
 
 
@@ -135,7 +143,7 @@ def _read_usage(text: bytes) -> Usage | None:
     if not value.startswith(b"{"):
         return None
     try:
-        found = _OBJECT.raw_decode(value[:4096].decode("utf-8", "replace"))[0]
+        found = _OBJECT.raw_decode(value.decode("utf-8", "replace"))[0]
         counts = msgspec.convert(found, _Counts)
     except (ValueError, msgspec.ValidationError):
         return None

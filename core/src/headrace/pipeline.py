@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .connection import ClientLeft, Connection
 from .delivery import Cut, choose, deliver, head
-from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated
+from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated, Unavailable
 from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
         except Exception as exception:
             await send_error(exchange, exception, gateway, connection)
         except asyncio.CancelledError as cancelled:
-            if connection.left or is_cancelled():
+            if connection.left:
                 raise
-            await send_error(exchange, PluginFault("headrace", "pipeline", cancelled), gateway, connection)
+            stray = PluginFault("headrace", "pipeline", cancelled)
+            await send_error(exchange, stopping() if is_cancelled() else stray, gateway, connection)
 
 
 async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
@@ -151,7 +152,9 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
         return
     error = await as_gateway_error(exchange, exception, gateway)
     exchange.error = error
-    if isinstance(exception, Cut) or connection.status is not None:
+    if connection.status is not None:
+        if connection.events and not connection.ended:
+            await connection.end(b"\n\n" + exchange.endpoint.dialect.error_event(error))
         return
     body = exchange.endpoint.dialect.error_body(error)
     headers = [
@@ -174,9 +177,20 @@ def head_of_error(exchange: Exchange) -> Headers:
 
 
 def is_cancelled() -> bool:
-    """Whether the current task is really being cancelled: a plugin may let another task's cancellation escape."""
+    """Whether the current task is really being cancelled: a plugin may let another task's cancellation escape.
+
+    The cancellation counts as taken note of.
+    """
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    if task is None or not task.cancelling():
+        return False
+    task.uncancel()
+    return True
+
+
+def stopping() -> GatewayError:
+    """What a request is told that the end of the gateway cuts short."""
+    return Unavailable("The gateway is stopping.", code="shutting_down", headers={"Retry-After": "2"})
 
 
 async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Gateway) -> GatewayError:
@@ -194,11 +208,7 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
     try:
         yield
     except asyncio.CancelledError:
-        if not connection.left:  # the gateway itself is stopping
-            raise
-        task = asyncio.current_task()
-        assert task is not None
-        task.uncancel()
+        is_cancelled()  # the client has left: nobody is there to be told
     finally:
         connection.unwatch()
         outcome = outcome_of(exchange, connection)

@@ -20,8 +20,6 @@ from .errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
 from .exchange import Exchange, Headers, Reply, Target, UpstreamRequest
 from .verdict import check, check_first
 
-KEEP_ALIVE_SECONDS = 3.0
-"""Idle connections are dropped before servers drop theirs (uvicorn, and so vLLM, and llama.cpp: 5 s)."""
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
 
@@ -85,17 +83,12 @@ def _context(target: Target) -> ssl.SSLContext:
 
 
 def _session(target: Target, context: ssl.SSLContext) -> aiohttp.ClientSession:
-    connector: aiohttp.BaseConnector
-    if target.socket:
-        connector = aiohttp.UnixConnector(
-            target.socket, limit=target.max_connections, keepalive_timeout=KEEP_ALIVE_SECONDS
-        )
-    else:
-        connector = aiohttp.TCPConnector(
-            limit=target.max_connections,
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
-            ssl=context,
-        )
+    seconds = target.timeouts.keep_alive
+    pool: dict[str, Any] = {"limit": target.max_connections}
+    pool |= {"keepalive_timeout": seconds} if seconds else {"force_close": True}
+    connector: aiohttp.BaseConnector = (
+        aiohttp.UnixConnector(target.socket, **pool) if target.socket else aiohttp.TCPConnector(ssl=context, **pool)
+    )
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -237,7 +230,7 @@ def as_gateway_error(error: BaseException, target: Target) -> GatewayError:
     cause = error.__cause__ or error
     detail = f"target {target.name} at {target.socket or target.base_url}: {type(cause).__name__}: {cause}"
     if isinstance(cause, aiohttp.ConnectionTimeoutError | aiohttp.ServerTimeoutError):
-        return UpstreamTimeout("The backend did not accept a connection in time.", detail=detail)
+        return UpstreamTimeout("No connection to the backend could be had in time.", detail=detail)
     if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return UpstreamError("The backend's TLS certificate was not accepted.", detail=detail)
     if isinstance(cause, aiohttp.ClientConnectorError):
