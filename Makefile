@@ -50,7 +50,7 @@ docs: .venv/.installed-dev
 	touch $@
 
 .venv/bin/uv:
-	python=; \
+	rm -rf .venv; python=; \
 	for each in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
 	    if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
 	done; \

@@ -17,6 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from headrace import hookimpl
+from headrace.errors import Forbidden
+from headrace.exchange import Exchange
 from headrace.testing import FakeBackend, Running, serve
 
 CHAT = b"/v1/chat/completions"
@@ -393,3 +396,26 @@ async def test_requests_sent_back_to_back_are_answered_in_order() -> None:
                 seen.append((head.split()[1], identifier[1] if identifier else b""))
         writer.close()
     assert seen == [(b"200", b"a"), (b"400", b"b"), (b"200", b"c")]
+
+
+async def test_a_key_in_a_trailer_is_no_key() -> None:
+    class Reads:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        async def authorize(self, exchange: Exchange) -> None:
+            if exchange.header(b"x-late"):
+                raise Forbidden("A trailer became a header.")
+
+    body = json.dumps({"model": "test", "messages": [{"role": "user", "content": "x"}]}).encode()
+    request = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        + b"%x\r\n%s\r\n0\r\nX-Late: 1\r\n\r\n" % (len(body), body)
+    )
+    async with FakeBackend() as backend, serve(backend.config(), {"reads": Reads}) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")

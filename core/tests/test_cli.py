@@ -221,7 +221,12 @@ def test_hooks_are_listed_with_who_implements_them() -> None:
 
 def test_a_configuration_that_works_is_checked_without_a_word_too_many() -> None:
     configured(WORKING)
-    assert answer("config", "check", "gateway.toml", "--json") == {"file": "gateway.toml", "ok": True, "problems": []}
+    assert answer("config", "check", "gateway.toml", "--json") == {
+        "file": "gateway.toml",
+        "ok": True,
+        "problems": [],
+        "warnings": [],
+    }
     result = headrace("config", "check", "gateway.toml")
     assert (result.exit_code, result.output) == (0, "gateway.toml: ok\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.exchange import Usage
-from headrace.streaming import Event, EventSplitter, Taps, parse_event
+from headrace.streaming import Event, EventSplitter, EventTooLarge, Taps, parse_event
 
 
 def split(*chunks: bytes) -> list[Event]:
@@ -123,3 +124,18 @@ def test_a_tap_that_fails_to_close_does_not_keep_the_others_from_closing() -> No
 @pytest.mark.parametrize(("wants", "watches"), [("usage", False), ("bytes", True), ("events", True)])
 def test_only_taps_that_want_more_than_usage_are_shown_chunks(wants: str, watches: bool) -> None:
     assert Taps([("a", Tap(wants))], lambda *_: None, event_stream=True).watches_bytes is watches
+
+
+def test_an_event_in_many_pieces_takes_time_linear_in_its_size() -> None:
+    splitter = EventSplitter()
+    begun = time.process_time()
+    for _ in range(4000):
+        assert splitter.feed(b"data: " + b"x" * 1000) == []
+    assert time.process_time() - begun < 1.0  # a splitter that starts over with each piece takes half a minute
+
+
+def test_an_event_without_an_end_is_given_up() -> None:
+    splitter = EventSplitter()
+    with pytest.raises(EventTooLarge):
+        for _ in range(18):
+            splitter.feed(b"x" * (1 << 20))

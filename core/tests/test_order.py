@@ -421,3 +421,59 @@ async def test_a_stream_that_the_end_of_the_gateway_cuts_is_told_so_before_plugi
     assert '"code":"shutting_down"' in events
     assert "[DONE]" not in events
     assert order == ["shutting_down False", "closed"]
+
+
+async def test_a_plugin_that_lets_a_cancellation_escape_takes_nothing_from_the_others() -> None:
+    told: list[str] = []
+
+    def careless(name: str, *, escapes: bool) -> type[Any]:
+        class Plugin:
+            def __init__(self, config: Any, gateway: Any) -> None: ...
+
+            @hookimpl
+            async def on_complete(self, outcome: Outcome) -> None:
+                told.append(f"{name} {outcome.completed}")
+                if escapes:
+                    raise asyncio.CancelledError
+
+        return Plugin
+
+    plugins = {"a": careless("a", escapes=True), "b": careless("b", escapes=False)}
+    async with (
+        FakeBackend() as backend,
+        serve(backend.config(), plugins) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client,
+    ):
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        async with asyncio.timeout(10):
+            while len(told) < 2:
+                await asyncio.sleep(0.005)
+    assert told == ["a True", "b True"]
+
+
+async def test_what_admit_holds_is_let_go_in_peace_when_the_client_leaves_after_a_failure() -> None:
+    released = asyncio.Event()
+    releasing = asyncio.Event()
+
+    class Holding:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        @contextlib.asynccontextmanager
+        async def admit(self) -> AsyncIterator[None]:
+            try:
+                yield
+            finally:
+                releasing.set()
+                await asyncio.sleep(0.2)
+                released.set()
+
+    async with FakeBackend() as backend, serve(backend.config(), {"holding": Holding}) as gateway:
+        backend.status = 500
+        async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client:
+            asking = asyncio.ensure_future(client.post("/v1/chat/completions", json=CHAT))
+            await releasing.wait()
+            asking.cancel()
+            await asyncio.wait([asking])
+        async with asyncio.timeout(10):
+            await released.wait()

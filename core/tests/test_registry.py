@@ -90,10 +90,11 @@ def plugin(**members: Any) -> type[Any]:
 # --- loading ---
 
 
-def test_a_plugin_that_is_not_installed_is_named_with_the_command_that_installs_it() -> None:
+def test_a_plugin_that_is_not_installed_is_named_with_what_to_do() -> None:
     assert fault({"nowhere": {}}).startswith(
-        f"{SOURCE}: [plugins.nowhere]: plugin 'nowhere': is not installed: pip install headrace-nowhere"
+        f"{SOURCE}: [plugins.nowhere]: plugin 'nowhere': is not installed: install the package that brings it"
     )
+    assert "is not installed: did you mean 'keys'?" in fault({"kyes": {}})
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_a_fallback_needs_its_variables_only_when_it_is_used(use: str, needed: b
         (f"{MODEL}{BACKEND}[backends.c]", "[backends.c] provider: is required"),
         ("[server]\nlisten = 80", "[server] listen: Expected `str`, got `int`"),
         ("[server]\nlisten = 1979-05-27", "[server] listen: Expected `str`, got `date`"),
-        ("[server]\ndelivery = 'fast'", "[server] delivery: Invalid enum value 'fast'"),
+        ("[server]\ndelivery = 'fast'", "[server] delivery: Invalid enum value 'fast' (one of: auto, inline, offload)"),
         ("[server]\nmax_body_bytes = 0", "[server] max_body_bytes: Expected `int` >= 1"),
         ("[server]\nmax_body_bytes = '5'", "[server] max_body_bytes: Expected `int`, got `str`"),
         ("[server]\nmax_body_bytes = true", "[server] max_body_bytes: Expected `int`, got `bool`"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class App:
             await self._starlette(scope, receive, send)
             return
         scope["headrace.id"] = request_id(scope)
+        scope["headrace.paths"] = self._endpoints
         endpoint = self._endpoints.get(scope["path"])
         connection = Connection(scope, receive, send)
         if endpoint is None:
@@ -63,7 +64,7 @@ class App:
 def request_id(scope: Any) -> str:
     """The client's `X-Request-ID` if it is a plain token, else a new one."""
     given = header(scope["headers"], b"x-request-id")
-    return given if given and REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def _post_only(scope: Any) -> MethodNotAllowed:
@@ -96,13 +97,15 @@ def _starlette(gateway: Gateway) -> Starlette:
         *routes.core_routes(gateway),
         *(openapi.docs_routes(gateway) if gateway.config.server.docs else ()),
     ]
-    return Starlette(
+    app = Starlette(
         routes=[_route(route, gateway) for route in (*own, *gateway.routes)],
         exception_handlers={
             GatewayError: _on_gateway_error,
             HTTPException: _on_http_exception,
         },
     )
+    app.router.redirect_slashes = False  # a redirect would name whatever host the client named
+    return app
 
 
 def _route(route: Route, gateway: Gateway) -> StarletteRoute:
@@ -136,7 +139,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     if error.status_code == 404:
-        return error_response(NotFound(f"There is nothing at {path}."))
+        hint = f" Did you mean /v1{path}?" if f"/v1{path}" in request.scope["headrace.paths"] else ""
+        return error_response(NotFound(f"There is nothing at {path}.{hint}"))
     if error.status_code == 405:
         allow = dict(error.headers or {})
         return error_response(MethodNotAllowed(f"{path} does not answer {request.method}.", headers=allow))

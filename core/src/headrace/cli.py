@@ -122,6 +122,7 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headrace", message="headrace %(version)s")
 @click.option("-c", "--config", envvar="HEADRACE_CONFIG", metavar="FILE", help="The configuration file (TOML).")
 def main(config: str | None) -> None:
     """Headrace: an OpenAI-compatible gateway for self-hosted LLMs.
@@ -204,12 +205,14 @@ def check(context: click.Context, file: Path | None, as_json: bool) -> None:
     from .reports import check_report
 
     path = file or config_path(context)
-    problems = check_report(path)
+    problems, oddities = check_report(path)
     if as_json:
-        _print_json({"file": str(path), "ok": not problems, "problems": problems})
+        _print_json({"file": str(path), "ok": not problems, "problems": problems, "warnings": oddities})
     else:
         for problem in problems:
             click.echo(f"{problem['where']}: {problem['message']}", err=True)
+        for oddity in oddities:
+            click.echo(f"{path}: warning: {oddity}", err=True)
         click.echo(f"{path}: {'ok' if not problems else f'{len(problems)} problem(s)'}")
     context.exit(1 if problems else 0)
 
@@ -259,6 +262,8 @@ def explain(context: click.Context, model: str, key: str | None, endpoint: str, 
         _print_json(found)
     else:
         show_explanation(found)
+        if not key and found.get("error", {}).get("status") == 401:
+            click.echo("give a key to ask with: --key KEY, or HEADRACE_KEY", err=True)
     context.exit(1 if "error" in found else 0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidRequest, PayloadTooLarge, RequestTimeout
@@ -92,6 +94,14 @@ class Connection:
         """From now on, cancel the current task when the client leaves."""
         self._task = asyncio.current_task()
         self._watch = asyncio.create_task(self._wait_for_departure())
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """What is left behind the context is finished even if the client leaves now: slots are given back in peace."""
+        try:
+            yield
+        finally:
+            self.unwatch()
 
     def unwatch(self) -> None:
         """The client's departure no longer matters."""

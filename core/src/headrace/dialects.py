@@ -115,7 +115,7 @@ class OpenAIDialect:
 
     def is_complete(self, tail: bytes) -> bool:
         """`[DONE]` or a finish reason, and no error event: vLLM sends `[DONE]` after one."""
-        if _ERROR_EVENT.search(tail):
+        if b'"error"' in tail and _ERROR_EVENT.search(tail):
             return False
         return tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail) is not None
 

@@ -10,7 +10,7 @@ from .delivery import choose
 from .errors import GatewayError, NotFound, error_object
 from .exchange import Attempt, Exchange
 from .gateway import Gateway
-from .pipeline import identify, select_model
+from .pipeline import identify, select_model, unsupported
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}]},
@@ -75,6 +75,8 @@ async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) 
         _target(exchange, gateway, number, target)
         for number, target in enumerate(model.policy.order(exchange, model.targets), 1)
     ]
+    if all("skipped" in target for target in report["targets"]):
+        raise unsupported(exchange, model)
     choice = choose(exchange, gateway)
     report["delivery"] = {"name": choice.delivery, "reason": choice.reason}
 

@@ -134,6 +134,15 @@ class Gateway:
         self.models = build_models(self.config, self.providers, self.policies, self.source)
         self.hooks.setup("register_routes", self)
 
+    def oddities(self) -> list[str]:
+        """What is no mistake and hardly meant: said by `config check` and by `up`."""
+        found = []
+        if not self.config.server.anonymous and not self.hooks.implementers("authenticate"):
+            found.append("every request will be refused: add [plugins.keys], or set server.anonymous = true")
+        if not len(self.models):
+            found.append("there are no models: add [models.NAME]")
+        return found
+
     def _register(self, into: dict[str, Any], key: str = "name") -> Register:
         def register(thing: Any, /, name: str | None = None) -> None:
             label = name or getattr(thing, key)

@@ -20,8 +20,10 @@ class ListsModels:
         self._provider = provider
 
     async def check(self, target: Target) -> Health:
-        await self._provider.models(target)
-        return Health(ok=True)
+        names = await self._provider.models(target)
+        if target.model is None or target.model in names:
+            return Health(ok=True)
+        return Health(ok=True, reason=f"answers, but does not list the model {target.model!r}: is its name right?")
 
 
 class HealthBoard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .supervisor import Process
 
 logger = logging.getLogger("headrace.hooks")
+
+NOTIFY_SECONDS = 10.0
+"""How long one plugin may take to hear of something."""
 
 Calls = tuple[tuple[str, Callable[..., Any]], ...]
 
@@ -113,8 +117,6 @@ class Hooks:
 
     async def _enter(self, plugin: str, manager: AbstractAsyncContextManager[None], stack: AsyncExitStack) -> None:
         """Enter one lifespan. What waits too long is cancelled; what blocks the loop is interrupted a little later."""
-        import asyncio
-
         seconds = self._startup_timeout
         with _start_up_fault(plugin, "lifespan"), time_limit(plugin, "the start", seconds + 1.0, "lifespan"):
             try:
@@ -172,11 +174,7 @@ class Hooks:
         await _each(self._prepare_attempt, "prepare_attempt", attempt)
 
     async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
-        for name, call in self._on_attempt:
-            try:
-                await call(attempt, outcome)
-            except Exception as error:
-                self._log(name, "on_attempt", error, attempt.exchange)
+        await self._notify(self._on_attempt, "on_attempt", attempt.exchange, attempt, outcome)
 
     async def transform_reply(self, exchange: Exchange, reply: Reply) -> None:
         await _each(self._transform_reply, "transform_reply", exchange, reply)
@@ -212,7 +210,9 @@ class Hooks:
                 replaced: GatewayError | None = await call(exchange, error)
             except GatewayError as raised:
                 return raised
-            except Exception as fault:
+            except (Exception, asyncio.CancelledError) as fault:
+                if is_own_cancellation(fault):
+                    raise
                 self._log(name, "handle_error", fault, exchange)
                 continue
             if replaced is not None:
@@ -220,17 +220,24 @@ class Hooks:
         return error
 
     async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
-        for name, call in self._on_complete:
+        await self._notify(self._on_complete, "on_complete", exchange, exchange, outcome)
+
+    async def _notify(self, calls: Calls, hook: str, exchange: Exchange, *arguments: Any) -> None:
+        """Tell everybody: what one of them does, or does not get done in time, is no matter of the others."""
+        for name, call in calls:
             try:
-                await call(exchange, outcome)
-            except Exception as error:
-                self._log(name, "on_complete", error, exchange)
+                async with asyncio.timeout(NOTIFY_SECONDS):
+                    await call(*arguments)
+            except (Exception, asyncio.CancelledError) as error:
+                if is_own_cancellation(error):
+                    raise
+                self._log(name, hook, error, exchange)
 
     def tap_failed(self, plugin: str, error: Exception, exchange: Exchange) -> None:
         """Say that a tap was detached because it failed."""
         self._log(plugin, "open_tap", error, exchange)
 
-    def _log(self, plugin: str, hook: str, error: Exception, exchange: Exchange) -> None:
+    def _log(self, plugin: str, hook: str, error: BaseException, exchange: Exchange) -> None:
         logger.error(
             "plugin %r failed in hook %r (request %s): %s: %s",
             plugin,
@@ -240,6 +247,12 @@ class Hooks:
             error,
             exc_info=error if self.trace else None,
         )
+
+
+def is_own_cancellation(error: BaseException) -> bool:
+    """Whether it is this task that is being cancelled: a plugin may let another task's cancellation escape."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 async def _each(calls: Calls, hook: str, *arguments: Any) -> None:

@@ -113,6 +113,13 @@ class _Builder:
             tuple(config.aliases),
         )
 
+    def no_provider(self, name: str) -> str:
+        from . import discovery
+
+        if name in discovery.installed() and name not in self.config.plugins:
+            return f"no enabled plugin brings {name!r}: add [plugins.{name}]"
+        return f"no enabled plugin brings {name!r} (there are: {', '.join(self.providers) or 'none'})"
+
     def target(self, model: str, number: int, config: str | BackendConfig) -> Target | None:
         if isinstance(config, str):
             name, place, backend = config, f"[backends.{config}]", self.config.backends[config]
@@ -122,8 +129,7 @@ class _Builder:
                 self.problem(place, f"is called {name!r}, as is [backends.{name}]: rename that one")
         provider = self.providers.get(backend.provider)
         if provider is None:
-            there = ", ".join(self.providers) or "none"
-            self.problem(f"{place} provider", f"no enabled plugin brings {backend.provider!r} (there are: {there})")
+            self.problem(f"{place} provider", self.no_provider(backend.provider))
             return None
         try:
             return provider.target(name, backend)

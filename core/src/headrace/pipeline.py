@@ -17,11 +17,9 @@ from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal,
 if TYPE_CHECKING:
     from .dialects import Peek
     from .gateway import Gateway
+    from .models import Model
 
 logger = logging.getLogger("headrace.pipeline")
-
-SETTLE_SECONDS = 10.0
-"""How long the `on_complete` hooks of one request may take together."""
 
 
 async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
@@ -36,12 +34,13 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
             await hooks.transform_request(exchange)
             exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
             async with hooks.admit(exchange):
-                choice = choose(exchange, gateway)
-                exchange.delivery, exchange.delivery_reason = choice.delivery, choice.reason
-                reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway)
-                async with releasing(reply):
-                    await hooks.transform_reply(exchange, reply)
-                    await deliver(exchange, reply, hooks, connection)
+                async with connection.watched():
+                    choice = choose(exchange, gateway)
+                    exchange.delivery, exchange.delivery_reason = choice.delivery, choice.reason
+                    reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway)
+                    async with releasing(reply):
+                        await hooks.transform_reply(exchange, reply)
+                        await deliver(exchange, reply, hooks, connection)
                 exchange.completed = True
         except Exception as exception:
             await send_error(exchange, exception, gateway, connection)
@@ -56,10 +55,15 @@ async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
     """Who asks. Raises Unauthenticated if nobody knows and strangers are not welcome."""
     principal = await gateway.hooks.authenticate(exchange)
     if principal is None and not gateway.config.server.anonymous:
-        raise Unauthenticated(
-            "No API key was given, or none that this gateway knows. Send it as 'Authorization: Bearer KEY'."
-        )
+        raise unknown_caller()
     return principal or ANONYMOUS
+
+
+def unknown_caller() -> GatewayError:
+    """What a caller is told whom nobody knows."""
+    return Unauthenticated(
+        "No API key was given, or none that this gateway knows. Send it as 'Authorization: Bearer KEY'."
+    )
 
 
 async def receive(exchange: Exchange, gateway: Gateway, connection: Connection) -> Peek:
@@ -74,8 +78,12 @@ def select_model(exchange: Exchange, gateway: Gateway, name: str) -> None:
     """Find the model that is asked for. Raises ModelNotFound, or Forbidden if it is not for this principal."""
     allowed = exchange.principal.models if exchange.principal else None
     exchange.model = gateway.models.find(name, allowed)
-    if allowed is not None and exchange.model.name not in allowed:
+    if allowed is None:
+        return
+    if exchange.model.name not in allowed:
         raise Forbidden(f"This key may not use the model {exchange.model.name!r}.", param="model")
+    if any(field != "model" and field.lower() == "model" for field in exchange.fields):
+        raise InvalidRequest("The field 'model' stands there twice.", param="model")  # some backends ignore case
 
 
 async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
@@ -86,11 +94,7 @@ async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
     """
     model = exchange.model
     assert model is not None
-    last: GatewayError = InvalidRequest(
-        f"The model {model.name!r} does not answer {exchange.endpoint.path}.",
-        param="model",
-        code="unsupported_endpoint",
-    )
+    last: GatewayError = unsupported(exchange, model)
     for target in model.policy.order(exchange, model.targets):
         provider = gateway.providers[target.provider]
         if exchange.endpoint.name not in provider.endpoints:
@@ -101,10 +105,18 @@ async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
             return await send(attempt, gateway)
         except GatewayError as error:
             last = error
+            why = error.detail or error.code
+            logger.warning("request %s: target %s: %s (%s)", exchange.id, target.name, error.message, why)
             await asyncio.shield(report(attempt, gateway, Outcome(status=error.status, completed=False, error=error)))
             if not (error.retryable or isinstance(error, PluginFault)):
                 raise
     raise last
+
+
+def unsupported(exchange: Exchange, model: Model) -> GatewayError:
+    """What is answered when no backend of a model has this endpoint."""
+    message = f"The model {model.name!r} does not answer {exchange.endpoint.path}."
+    return InvalidRequest(message, param="model", code="unsupported_endpoint")
 
 
 async def send(attempt: Attempt, gateway: Gateway) -> Reply:
@@ -114,6 +126,7 @@ async def send(attempt: Attempt, gateway: Gateway) -> Reply:
         attempt.request = provider.build(attempt)
         await gateway.hooks.prepare_attempt(attempt)
         reply: Reply = await provider.send(attempt)
+        attempt.request.body = b""  # it is sent; a stream may last for minutes
     except GatewayError:
         raise
     except Exception as error:
@@ -212,13 +225,9 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
     finally:
         connection.unwatch()
         outcome = outcome_of(exchange, connection)
-        try:
-            async with asyncio.timeout(SETTLE_SECONDS):
-                for attempt in exchange.attempts:
-                    await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))
-                await gateway.hooks.on_complete(exchange, outcome)
-        except TimeoutError:
-            logger.error("request %s: on_complete took more than %g s", exchange.id, SETTLE_SECONDS)
+        for attempt in exchange.attempts:
+            await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))
+        await gateway.hooks.on_complete(exchange, outcome)
 
 
 def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:

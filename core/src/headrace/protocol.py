@@ -23,6 +23,7 @@ class Protocol(HttpToolsProtocol):
     """Bytes received of a head that came in pieces and is not complete; 0 between heads."""
     _data = b""
     """What is being parsed."""
+    _in_body = False
     _refusal: GatewayError | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -38,9 +39,15 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 1
+        self._in_body = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # a trailer is no header: RFC 9110, 6.5.1
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
+        self._in_body = True
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.max_header_bytes:
             self._refusal = self._too_large()
             raise self._refusal

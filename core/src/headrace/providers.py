@@ -51,7 +51,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     reason: str = ""
-    """Why not, in words an operator can act on; empty when ok."""
+    """Why not, in words an operator can act on; of a backend that is ok, what is odd about it."""
     latency_seconds: float | None = None
 
 

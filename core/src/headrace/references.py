@@ -15,7 +15,14 @@ FORMS = ({"env"}, {"env", "default"}, {"env", "split"}, {"env", "default", "spli
 class FromText(str):
     """A string that came from the environment or a file, and may have to become a number or a switch."""
 
-    __slots__ = ()
+    __slots__ = ("origin",)
+    origin: str
+    """Where it came from, for messages."""
+
+    def __new__(cls, text: str, origin: str = "") -> FromText:
+        made = super().__new__(cls, text)
+        made.origin = origin
+        return made
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -44,15 +51,19 @@ def _follow(reference: dict[str, Any], environ: Mapping[str, str]) -> Any:
     text: Any = environ.get(name)
     if text is None and "default" not in reference:
         return Missing(f"the environment variable {name} is not set, and there is no default")
-    value = reference["default"] if text is None else FromText(text)
+    value = reference["default"] if text is None else FromText(text, f"the environment variable {name}")
     if separator is not None and isinstance(value, str):
-        return [FromText(part.strip()) for part in value.split(separator) if part.strip()]
+        return [
+            FromText(part.strip(), f"the environment variable {name}")
+            for part in value.split(separator)
+            if part.strip()
+        ]
     return value
 
 
 def _read(path: str) -> FromText | Missing:
     try:
-        return FromText(Path(path).expanduser().read_text("utf-8").strip())
+        return FromText(Path(path).expanduser().read_text("utf-8").strip(), f"the file {path}")
     except (OSError, ValueError, RuntimeError) as error:  # not there, no text or no path, no such user
         return Missing(f"the file {path!r} cannot be read: {error}")
 

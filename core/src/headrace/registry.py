@@ -129,9 +129,16 @@ def _find(name: str, available: Mapping[str, discovery.Found], limit: float) -> 
     found = available.get(name)
     if found is None:
         known = ", ".join(available) or "none"
-        raise PluginError(name, f"is not installed: pip install headrace-{name} (installed: {known})")
+        raise PluginError(name, f"is not installed{_closest(name, available)} (installed: {known})")
     found.check_version(metadata.version("headrace"))
     return _import(found, limit)
+
+
+def _closest(name: str, available: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, available, n=1)
+    return f": did you mean {close[0]!r}?" if close else ": install the package that brings it"
 
 
 def _make(name: str, plugin_class: Any, table: Mapping[str, Any], gateway: Any, source: str, limit: float) -> Any:

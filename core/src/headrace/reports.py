@@ -59,15 +59,14 @@ def hook_report(gateway: Gateway) -> Rows:
     ]
 
 
-def check_report(path: Path) -> list[dict[str, str]]:
-    """Every problem of a configuration and its plugins; empty if there is none."""
+def check_report(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Every problem of a configuration and its plugins, and what is odd about one that has none."""
     try:
-        Gateway.from_file(path).assemble()
+        return [], Gateway.from_file(path).assemble().oddities()
     except ConfigError as error:
-        return [{"where": problem.where, "message": problem.message} for problem in error.problems]
+        return [{"where": problem.where, "message": problem.message} for problem in error.problems], []
     except PluginError as error:
-        return [{"where": f"{path}: [plugins.{error.plugin}]", "message": str(error)}]
-    return []
+        return [{"where": f"{path}: [plugins.{error.plugin}]", "message": str(error)}], []
 
 
 def config_report(gateway: Gateway) -> Any:

@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .dialects import OPENAI, ChatPeek, Endpoint
-from .errors import Forbidden, Unauthenticated
+from .errors import Forbidden
 from .exchange import ANONYMOUS, Exchange, Principal
 from .gateway import Access, Gateway, Route
 from .models import Model
+from .pipeline import unknown_caller
 
 if TYPE_CHECKING:
     from .providers import Health
@@ -46,7 +47,7 @@ async def require(request: Request, gateway: Gateway, access: Access) -> Princip
         if gateway.config.server.anonymous and access == "user":
             principal = ANONYMOUS
         else:
-            raise Unauthenticated("This path needs an API key. Send it as 'Authorization: Bearer KEY'.")
+            raise unknown_caller()
     if access != "user" and principal.role not in (access, "admin"):
         raise Forbidden(f"This path needs the role {access!r}.")
     request.state.principal = principal

@@ -13,7 +13,7 @@ import uvicorn
 
 from .app import build_app
 from .gateway import Gateway
-from .pipeline import SETTLE_SECONDS
+from .hooks import NOTIFY_SECONDS
 from .protocol import protocol_for
 from .sockets import bind, bind_unix, held, raise_file_limit
 
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
         """uvicorn's, and then the end of what it had to cut short: plugins are still there to hear of it."""
         await super().shutdown(sockets)
         if self.server_state.tasks:
-            await asyncio.wait(self.server_state.tasks, timeout=SETTLE_SECONDS)
+            await asyncio.wait(self.server_state.tasks, timeout=2 * NOTIFY_SECONDS)
 
     @contextlib.asynccontextmanager
     async def answering(self, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:

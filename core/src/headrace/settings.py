@@ -183,7 +183,8 @@ class Decoder:
         before = len(self.problems)
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
         for key in (key for key in value if key not in fields):
-            self.add((*path, key), f"is not a known key{_suggest(key, fields)}")
+            hint = _quoted(path, key) if isinstance(value[key], dict) else ""
+            self.add((*path, key), f"is not a known key{hint or _suggest(key, fields)}")
         for name, field in fields.items():
             if field.required and name not in value:
                 self.add((*path, name), "is required")
@@ -216,8 +217,25 @@ class Decoder:
             return msgspec.convert(plain(value), kind, strict=not text, dec_hook=_decode_secret)
         except msgspec.ValidationError as error:
             message, _, inner = str(error).partition(" - at `$")
+            message += _explained(value, kind)
             self.add((*path, *([inner.rstrip("`").lstrip(".")] if inner else ())), message)
         return None
+
+
+def _explained(value: Any, kind: Any) -> str:
+    """What msgspec does not say: the allowed words, and where a value came from."""
+    words = next((typing.get_args(each) for each in (kind, *typing.get_args(kind)) if _is_literal(each)), ())
+    if words:
+        return f" (one of: {', '.join(map(str, words))})"
+    if isinstance(value, FromText) and value.origin:
+        return f" (it comes from {value.origin})"
+    if isinstance(value, dict) and ("env" in value or "file" in value):
+        return "; a reference is { env = NAME }, with default and split if need be, or { file = PATH }"
+    return ""
+
+
+def _is_literal(kind: Any) -> bool:
+    return typing.get_origin(kind) is typing.Literal
 
 
 def _may_be_switch(kind: Any) -> bool:
@@ -250,8 +268,16 @@ def _place(source: str, path: tuple[str, ...]) -> str:
     return f"{source}: [{'.'.join(path[:key_at])}] {key}"
 
 
+def _quoted(path: tuple[str, ...], key: str) -> str:
+    """A table inside a model's or a backend's most often comes from a dot in its name."""
+    if len(path) == 2 and path[0] in ("models", "backends"):
+        return f'; is it part of the name? Then quote it: [{path[0]}."{path[1]}.{key}"]'
+    return ""
+
+
 def _suggest(key: str, fields: Mapping[str, Any]) -> str:
     import difflib
 
     close = difflib.get_close_matches(key, fields, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(fields))})"
+    known = f" (known: {', '.join(sorted(fields))})" if fields else "; this table has none"
+    return f"; did you mean {close[0]!r}?" if close else known

@@ -41,20 +41,42 @@ class Tap(Protocol):
         ...
 
 
+class EventTooLarge(ValueError):
+    """A server-sent event has no end."""
+
+
 class EventSplitter:
     """Splits a byte stream into events, wherever the chunks were cut. Comments and empty events are dropped."""
 
+    LIMIT = 16 * 1024 * 1024
+    """Bytes of one event."""
+
     def __init__(self) -> None:
-        self._rest = b""
+        self._buffer = bytearray()
+        self._return_held = False
+        """Whether a chunk ended with a carriage return, whose line feed may come with the next."""
 
     def feed(self, chunk: bytes) -> list[Event]:
-        buffer = self._rest + chunk if self._rest else chunk
-        if b"\r" in buffer:
-            held = buffer.endswith(b"\r")  # its line feed may be in the next chunk
-            body = buffer[:-1] if held else buffer
-            buffer = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + (b"\r" if held else b"")
-        *blocks, self._rest = buffer.split(b"\n\n")
-        return [event for event in map(parse_event, blocks) if event is not None]
+        """The events that are complete with this chunk. Raises EventTooLarge."""
+        start, end = 0, max(0, len(self._buffer) - 1)  # what was searched before is not searched again
+        self._buffer += self._with_line_feeds(chunk)
+        events = []
+        while (end := self._buffer.find(b"\n\n", end)) >= 0:
+            event = parse_event(bytes(self._buffer[start:end]))
+            if event is not None:
+                events.append(event)
+            start = end = end + 2
+        del self._buffer[:start]
+        if len(self._buffer) > self.LIMIT:
+            raise EventTooLarge(f"an event is larger than {self.LIMIT} bytes")
+        return events
+
+    def _with_line_feeds(self, chunk: bytes) -> bytes:
+        if not self._return_held and b"\r" not in chunk:
+            return chunk
+        data = b"\r" + chunk if self._return_held else chunk
+        self._return_held = data.endswith(b"\r")
+        return data.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def parse_event(block: bytes) -> Event | None:
@@ -119,7 +141,7 @@ class Taps:
                 self._call(name, tap, chunk)
             elif tap.wants == "events":
                 if events is None:
-                    events = self._split(chunk)
+                    events = self._events(chunk)
                 for event in events:
                     self._call(name, tap, event)
 
@@ -133,8 +155,17 @@ class Taps:
                 self._failed(name, error)
         self._taps.clear()
 
-    def _split(self, chunk: bytes) -> list[Event]:
-        return self._splitter.feed(chunk) if self._event_stream else [Event(chunk)]
+    def _events(self, chunk: bytes) -> list[Event]:
+        """The chunk's events; those who want events are detached if there can be none."""
+        if not self._event_stream:
+            return [Event(chunk)]
+        try:
+            return self._splitter.feed(chunk)
+        except EventTooLarge as error:
+            for name, tap in [each for each in self._taps if each[1].wants == "events"]:
+                self._taps.remove((name, tap))
+                self._failed(name, error)
+            return []
 
     def _call(self, name: str, tap: Tap, item: object) -> None:
         if (name, tap) not in self._taps:

@@ -75,8 +75,17 @@ class Supervisor:
         """SIGINT and SIGTERM stop; SIGHUP is passed on to processes that reload."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.stop.set)
+            loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    def _on_stop_signal(self) -> None:
+        """The first signal stops in good order, a second one at once."""
+        if not self.stop.is_set():
+            self._say("stopping: open requests are let finish; again to stop at once")
+            self.stop.set()
+            return
+        for ward in self._wards:
+            ward.kill()
 
     def reload(self) -> None:
         for ward in self._wards:
@@ -144,7 +153,7 @@ class _Ward:
             await self._spawn()
             await self._until_ready()
         except ProcessFailed as error:
-            self._kill()
+            self.kill()
             if self.process.essential:
                 raise
             self._say(f"{error}; going on without it")
@@ -169,7 +178,7 @@ class _Ward:
             await asyncio.wait_for(child.wait(), self.process.stop_timeout)
         except TimeoutError:
             self._say(f"{self.process.name} did not stop in {self.process.stop_timeout:g} s: killed")
-        self._kill()
+        self.kill()
         await child.wait()
 
     async def _spawn(self) -> None:
@@ -219,7 +228,7 @@ class _Ward:
             assert self._child is not None
             started = loop.time()
             status = await self._child.wait()
-            self._kill()  # what it had started goes with it, or would hold its ports
+            self.kill()  # what it had started goes with it, or would hold its ports
             failures = 0 if loop.time() - started > STEADY_SECONDS else failures
             pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
             failures += 1
@@ -231,9 +240,9 @@ class _Ward:
                 self._say(f"{self.process.name} is back")
             except ProcessFailed as error:
                 self._say(str(error))
-                self._kill()
+                self.kill()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """End the process and whatever it started: each child leads a process group of its own."""
         if self._child is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody left; macOS says so of zombies

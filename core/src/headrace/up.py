@@ -124,9 +124,12 @@ def announce(gateway: Gateway, seconds: float, *, as_json: bool) -> None:
         "url": f"http://{gateway.config.server.listen}/v1",
         "key": "",
         "model": next(iter(gateway.models.names()), ""),
+        "needs_key": "" if gateway.config.server.anonymous else "yes",
         **gateway.hooks.announce(gateway),
     }
     say(f"ready after {seconds:.1f} s")
+    for oddity in gateway.oddities():
+        say(f"warning: {oddity}")
     for line in _instructions(fields):
         click.echo(line, err=True)
     ready = {name: fields[name] for name in ("url", "key", "model")}
@@ -142,12 +145,12 @@ def _instructions(fields: dict[str, str]) -> list[str]:
     ).decode()
     command = ["curl", "-N", *(["--cacert", fields["cacert"]] if fields.get("cacert") else [])]
     command += [f"{fields['url']}/chat/completions", "-H", "Content-Type: application/json"]
-    command += ["-H", f"Authorization: Bearer {fields['key']}"] if fields["key"] else []
+    command += ["-H", f"Authorization: Bearer {fields['key'] or 'KEY'}"] if fields["needs_key"] else []
     site, page = fields["url"].removesuffix("/v1"), fields.get("playground")
     return [
         "",
         f"  URL         {fields['url']}",
-        *([f"  key         {fields['key']}"] if fields["key"] else []),
+        *([f"  key         {fields['key'] or 'make one: headrace keys create NAME'}"] if fields["needs_key"] else []),
         f"  model       {fields['model']}",
         *([f"  playground  {site}{page}"] if page else []),
         "",

@@ -40,7 +40,7 @@ def _fault_of_answer(reply: Reply) -> GatewayError | None:
         return None
     if reply.media_type == "text/html":
         return UpstreamError("The backend answered with a web page: is its base_url right?", retryable=False)
-    if reply.media_type == "application/json" and not _is_json(reply.content):
+    if reply.media_type == "application/json" and not _is_framed(reply) and not _is_json(reply.content):
         return UpstreamError("The backend's answer is incomplete.")
     return None
 
@@ -64,6 +64,11 @@ def _fault_of_error(reply: Reply) -> GatewayError | None:
         message = f"The backend answered {status} in a form that is not an API error: is its base_url right?"
         return UpstreamError(message, retryable=False)
     return None
+
+
+def _is_framed(reply: Reply) -> bool:
+    """Whether HTTP itself says where the answer ends."""
+    return bool(header(reply.headers, b"content-length") or header(reply.headers, b"transfer-encoding"))
 
 
 def _is_json(content: bytes) -> bool:

@@ -75,6 +75,7 @@ def create(
         return
     click.echo(key.reveal())
     click.echo(f"This is the key {name!r} (id {record.id}). Keep it now: it cannot be shown again.", err=True)
+    click.echo(f"It works at gateways that keep their keys in {plugin.database}.", err=True)
 
 
 @keys.command("list")

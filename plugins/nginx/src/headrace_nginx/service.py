@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import ssl
@@ -210,12 +211,26 @@ class Service:
             HeadraceError: none is running, or the new configuration is refused (the old one stays in use).
         """
         pid = self._running_pid()
+        self._check_listens()
         self.install()
         try:
             os.kill(pid, signal.SIGHUP)
         except OSError as error:
             raise HeadraceError(f"nginx (process {pid}) cannot be signalled: {error.strerror}") from error
         return pid
+
+    def _check_listens(self) -> None:
+        """Refuse to move a running nginx to another address: clients would lose it, and nobody asked for that.
+
+        Raises:
+            HeadraceError: it would; the port may come from the environment, which differs from terminal to terminal.
+        """
+        before, after = _listens(self.layout.config_file.read_text("utf-8")), _listens(self.render())
+        if before != after:
+            raise HeadraceError(
+                f"nginx listens on {' and '.join(before)}, the configuration now says {' and '.join(after)}: restart "
+                "for that (is HEADRACE_PORT set as it was?)"
+            )
 
     def _running_pid(self) -> int:
         pid = self._pid()
@@ -247,6 +262,11 @@ class Service:
                 return False
 
         return answers
+
+
+def _listens(config: str) -> list[str]:
+    """The addresses of a rendered configuration."""
+    return re.findall(r"^\s*listen (\S+?);?(?: |$)", config, re.MULTILINE)
 
 
 def script() -> str:

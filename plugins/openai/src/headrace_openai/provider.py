@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from headrace.config import BackendConfig, Secret
 from headrace.exchange import Target
-from headrace.openai_api import OpenAIBackend
+from headrace.openai_api import PATHS, OpenAIBackend
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _BLANK = re.compile(r"\s")
@@ -60,6 +60,9 @@ def _base_url(url: str) -> str:
     if parts.query or parts.fragment or parts.username:
         raise ValueError("base_url must not carry a query, a fragment or a user: keys go to api_key")
     stripped = url.rstrip("/")
+    for path in PATHS.values():
+        if stripped.endswith(path):
+            raise ValueError(f"base_url must not name an endpoint: leave out {path}")
     return stripped if parts.path.strip("/") else stripped + "/v1"
 
 
