@@ -28,6 +28,9 @@ targets = [{ provider = "openai", base_url = "http://127.0.0.1:8000" }]
 """
 """The small whole configuration over which `toml part` blocks are laid."""
 
+OF_MAKE_RUN = "https://localhost:8443/v1"
+"""The address in programs that are shown; the tests run them against a gateway of their own."""
+
 ENVIRONMENT = {"OPENAI_API_KEY": "sk-of-a-test", "ALLOWED_ORIGINS": "https://app.example.com"}
 
 
@@ -73,9 +76,11 @@ async def test_python_marked_run_works_against_a_gateway(
     assert programs
     models = {"smollm2-135m": {"targets": ["fake"]}}
     async with FakeBackend() as backend, serve(backend.config(models=models)) as running:
-        client = {**environment, "OPENAI_BASE_URL": f"{running.url}/v1", "OPENAI_API_KEY": "hr-any"}
+        client = {**environment, "HEADRACE_KEY": "hr-any"}
         for program in programs:
-            assert await _run(program.text, client) == "t0 t1 t2 \n", program.page
+            assert OF_MAKE_RUN in program.text
+            here = program.text.replace(OF_MAKE_RUN, f"{running.url}/v1")
+            assert await _run(here, client) == "t0 t1 t2 \n", program.page
 
 
 async def _run(program: str, environment: dict[str, str]) -> str:

@@ -104,6 +104,17 @@ def changed(config: Any, **changes: Any) -> Any:
     return msgspec.structs.replace(config, **changes)
 
 
+def test_a_reload_does_not_move_a_running_nginx_to_another_port(
+    binary: str, running: Callable[..., Any], tmp_path: Path
+) -> None:
+    with running(tmp_path, binary=binary) as front:
+        service, before = front.service, front.service.layout.config_file.read_text()
+        service.config = changed(service.config, port=1 + front.port % 65535)
+        with pytest.raises(HeadraceError, match=rf"listens on 127\.0\.0\.1:{front.port}.*restart"):
+            service.reload()
+        assert service.layout.config_file.read_text() == before
+
+
 def test_a_reload_that_nginx_refuses_leaves_the_old_configuration(
     binary: str, running: Callable[..., Any], tmp_path: Path
 ) -> None:
