@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -98,6 +99,10 @@ def _session(target: Target, context: ssl.SSLContext) -> aiohttp.ClientSession:
     )
 
 
+_url = functools.lru_cache(maxsize=1024)(httpx.URL)
+"""Parsing a URL costs more than the rest of building a request, and there are few of them."""
+
+
 class _Call:
     """One request on the wire."""
 
@@ -109,7 +114,7 @@ class _Call:
         timeouts = self.target.timeouts
         prepared = httpx.Request(
             request.method,
-            request.url,
+            _url(request.url),
             headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in request.headers.items()],
             content=request.body,
             extensions={"timeout": {"connect": timeouts.connect, "pool": timeouts.connect}},
