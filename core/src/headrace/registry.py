@@ -137,8 +137,15 @@ def _find(name: str, available: Mapping[str, discovery.Found], limit: float) -> 
 def _closest(name: str, available: Iterable[str]) -> str:
     import difflib
 
+    if f"headrace-{name}" in _own_plugins():  # nobody else's package is advised: a typo might be its name
+        return f": pip install headrace-{name}"
     close = difflib.get_close_matches(name, available, n=1)
     return f": did you mean {close[0]!r}?" if close else ": install the package that brings it"
+
+
+def _own_plugins() -> set[str]:
+    """The distributions of the extra `standard`."""
+    return {requirement.partition(";")[0].strip() for requirement in metadata.requires("headrace") or ()}
 
 
 def _make(name: str, plugin_class: Any, table: Mapping[str, Any], gateway: Any, source: str, limit: float) -> Any:
