@@ -1,9 +1,11 @@
 # make run     set up, and serve a small real model through nginx over TLS     (PORT=8443)
 # make test    set up, and run every test                                      (TESTS=core/tests picks some)
 # make lint    formatting, style, types                                        make docs    write the generated pages anew
+# make bench   what a request costs, beside nginx alone (BENCH="--help")       make bench-peers   other gateways to compare with
 
 PORT ?= 8443
 TESTS ?=
+BENCH ?=
 PYTHON ?=
 PACKAGES := pyproject.toml uv.lock core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 SYNC := .venv/bin/uv sync --frozen --inexact --quiet
@@ -13,7 +15,7 @@ HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 debian = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "headrace: installing $(1)" >&2 && \
     apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >&2; }
 
-.PHONY: run test lint docs clean
+.PHONY: run test lint docs bench bench-peers clean
 .SILENT:
 .DELETE_ON_ERROR:
 
@@ -36,6 +38,12 @@ lint: .venv/.installed-dev
 
 docs: .venv/.installed-dev
 	.venv/bin/python docs/generate.py
+
+bench: .venv/.installed-dev
+	.venv/bin/python tests/bench/run.py $(BENCH)
+
+bench-peers: .venv/.installed-dev
+	.venv/bin/python tests/bench/peers.py
 
 .venv/.installed: $(PACKAGES) | .venv/bin/uv
 	echo "headrace: installing the packages into .venv" >&2

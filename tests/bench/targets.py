@@ -1,0 +1,237 @@
+"""What is measured: each a process tree in front of the same upstream, started and ended here."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from . import answers, cpu
+
+PACKAGES = Path(__file__).resolve().parents[1]
+"""The folder that `python -m bench.…` is run in."""
+PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
+START_SECONDS = 120.0
+
+
+class Site(NamedTuple):
+    """A target's surroundings: a folder of its own, and the upstream's port."""
+
+    folder: Path
+    upstream: int
+
+
+class Endpoint(NamedTuple):
+    """Something that answers on the loopback. `root` is the process whose tree is measured; None: nothing is."""
+
+    port: int
+    root: int | None
+    headers: tuple[str, ...] = ()
+    model: str = answers.MODEL
+
+
+class Failed(Exception):
+    """A target did not start."""
+
+
+Start = Callable[[Site], AbstractContextManager[Endpoint]]
+
+
+@contextlib.contextmanager
+def upstream(pace_ms: float) -> Iterator[int]:
+    """The upstream's port."""
+    command = [sys.executable, "-m", "bench.upstream", "--pace", str(pace_ms)]
+    with subprocess.Popen(command, cwd=PACKAGES, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            yield int(child.stdout.readline().split()[1])
+        finally:
+            child.stdin.close()
+            child.wait(30)
+
+
+@contextlib.contextmanager
+def direct(site: Site) -> Iterator[Endpoint]:
+    """Nothing in between."""
+    yield Endpoint(site.upstream, None)
+
+
+@contextlib.contextmanager
+def nginx(site: Site) -> Iterator[Endpoint]:
+    """nginx alone, with one worker and nothing that is not needed to pass requests on."""
+    program = shutil.which("nginx", path=PATH)
+    if program is None:
+        raise Failed("nginx is not installed")
+    port = free_port()
+    (site.folder / "nginx.conf").write_text(_nginx_conf(site, port))
+    command = [program, "-p", f"{site.folder}/", "-e", "error.log", "-c", "nginx.conf"]
+    with running(command, site) as child:
+        yield ready(Endpoint(port, child.pid), child, site)
+
+
+def _nginx_conf(site: Site, port: int) -> str:
+    temporary = "\n    ".join(
+        f"{kind}_temp_path {site.folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return f"""\
+daemon off;
+worker_processes 1;
+worker_rlimit_nofile 8256;
+pid {site.folder}/nginx.pid;
+error_log {site.folder}/error.log warn;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_buffer_size 128k;
+    {temporary}
+    upstream bench {{ server 127.0.0.1:{site.upstream}; keepalive 64; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://bench;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def headrace_up(site: Site, delivery: str) -> Iterator[Endpoint]:
+    """`headrace up`: supervisor, core and nginx, with keys and logs, over plain HTTP."""
+    port = free_port()
+    front = f"[plugins.nginx]\nport = {port}\ntls = false\nworkers = 1\nrequired = true\n"
+    with _headrace(site, f'delivery = "{delivery}"', front, "up") as child:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            raise Failed(said(site))
+        key = msgspec.json.decode(line)["key"]
+        yield ready(Endpoint(port, child.pid, (f"Authorization: Bearer {key}",)), child, site)
+
+
+@contextlib.contextmanager
+def headrace_serve(site: Site) -> Iterator[Endpoint]:
+    """`headrace serve`: the core alone, with keys and logs."""
+    port = free_port()
+    key_file = site.folder / "state" / "development.key"
+    with _headrace(site, f'listen = "127.0.0.1:{port}"', "", "serve") as child:
+        until(key_file.exists, child, site)
+        header = f"Authorization: Bearer {key_file.read_text().strip()}"
+        yield ready(Endpoint(port, child.pid, (header,)), child, site)
+
+
+@contextlib.contextmanager
+def _headrace(site: Site, server: str, front: str, command: str) -> Iterator[subprocess.Popen[bytes]]:
+    config = site.folder / "headrace.toml"
+    config.write_text(f"""\
+[server]
+state_dir = "{site.folder}/state"
+{server}
+
+[models."{answers.MODEL}"]
+targets = [{{ provider = "openai", base_url = "http://127.0.0.1:{site.upstream}" }}]
+
+[plugins.logs]
+path = "log/requests.log"
+
+[plugins.keys]
+development_key = true
+
+[plugins.openai]
+
+{front}""")
+    arguments = ["--json"] if command == "up" else []
+    with running([sys.executable, "-m", "headrace", "--config", str(config), command, *arguments], site) as child:
+        yield child
+
+
+OWN: Mapping[str, Start] = {
+    "upstream": direct,
+    "nginx": nginx,
+    "headrace-inline": lambda site: headrace_up(site, "inline"),
+    "headrace-serve": headrace_serve,
+}
+"""Ourselves, and what we are compared with first. Each delivery of `headrace up` is a line."""
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], site: Site, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is ended with everything it started. Its stderr goes to the site's `stderr.txt`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    with (site.folder / "stderr.txt").open("wb") as stderr:
+        child = subprocess.Popen(
+            command,
+            cwd=site.folder,
+            env={**kept, "PATH": PATH, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if "--json" in command else stderr,
+            stderr=stderr,
+        )
+    try:
+        yield child
+    finally:
+        cpu.end(child)
+        if child.stdout is not None:
+            child.stdout.close()
+
+
+def ready(endpoint: Endpoint, child: subprocess.Popen[bytes], site: Site) -> Endpoint:
+    """The endpoint, once it answers a chat completion. Raises Failed."""
+    until(lambda: answered(endpoint), child, site)
+    return endpoint
+
+
+def until(condition: Callable[[], bool], child: subprocess.Popen[bytes], site: Site) -> None:
+    """Ask until it is true. Raises Failed if the process ends, or takes too long."""
+    end = time.monotonic() + START_SECONDS
+    while not condition():
+        if child.poll() is not None:
+            raise Failed(f"it ended with status {child.returncode}: {said(site)}")
+        if time.monotonic() > end:
+            raise Failed(f"it does not answer after {START_SECONDS:g} s: {said(site)}")
+        time.sleep(0.05)
+
+
+def answered(endpoint: Endpoint) -> bool:
+    """Whether it answers a chat completion."""
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=10)
+    fields = {"model": endpoint.model, "messages": [{"role": "user", "content": "Ready?"}], "max_tokens": 1}
+    headers = dict(header.split(": ", 1) for header in endpoint.headers)
+    try:
+        connection.request(
+            "POST", "/v1/chat/completions", msgspec.json.encode(fields), {"Content-Type": "application/json", **headers}
+        )
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def said(site: Site) -> str:
+    """The last line a target wrote to stderr."""
+    lines = (site.folder / "stderr.txt").read_text("utf-8", "replace").split("\n")
+    return next((line.strip()[-500:] for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
