@@ -122,7 +122,6 @@ def _machine(load: tuple[float, float, float]) -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "system": platform.system(),
-        "kernel": platform.release(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "load_before": round(load[0], 2),
