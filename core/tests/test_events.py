@@ -94,7 +94,8 @@ class Tap:
 
 def test_events_are_split_once_for_all_taps() -> None:
     first, second = Tap("events"), Tap("events")
-    taps = Taps([("a", first), ("b", second)], lambda *_: None, event_stream=True)
+    taps = Taps([("a", first), ("b", second)], lambda *_: None)
+    taps.event_stream = True
     taps.feed(b"data: a\n\nda")
     taps.feed(b"ta: b\n\n")
     assert first.items == [Event(b"a"), Event(b"b")]
@@ -104,7 +105,8 @@ def test_events_are_split_once_for_all_taps() -> None:
 def test_a_tap_that_raises_is_detached_at_once_and_the_others_go_on() -> None:
     failed: list[str] = []
     broken, well = Tap("events", fails=True), Tap("bytes")
-    taps = Taps([("broken", broken), ("well", well)], lambda name, error: failed.append(name), event_stream=True)
+    taps = Taps([("broken", broken), ("well", well)], lambda name, error: failed.append(name))
+    taps.event_stream = True
     taps.feed(b"data: a\n\ndata: b\n\n")
     taps.close(Usage(1, 1), True)
     assert (len(broken.items), broken.closed) == (1, [])
@@ -115,7 +117,7 @@ def test_a_tap_that_raises_is_detached_at_once_and_the_others_go_on() -> None:
 def test_a_tap_that_fails_to_close_does_not_keep_the_others_from_closing() -> None:
     failed: list[str] = []
     broken, well = Tap("usage", fails_to_close=True), Tap("usage")
-    taps = Taps([("broken", broken), ("well", well)], lambda name, error: failed.append(name), event_stream=False)
+    taps = Taps([("broken", broken), ("well", well)], lambda name, error: failed.append(name))
     taps.close(Usage(1, 2), False)
     taps.close(Usage(1, 2), False)
     assert (well.items, well.closed, failed) == ([Usage(1, 2)], [False], ["broken"])
@@ -123,7 +125,7 @@ def test_a_tap_that_fails_to_close_does_not_keep_the_others_from_closing() -> No
 
 @pytest.mark.parametrize(("wants", "watches"), [("usage", False), ("bytes", True), ("events", True)])
 def test_only_taps_that_want_more_than_usage_are_shown_chunks(wants: str, watches: bool) -> None:
-    assert Taps([("a", Tap(wants))], lambda *_: None, event_stream=True).watches_bytes is watches
+    assert Taps([("a", Tap(wants))], lambda *_: None).watcher == ("a" if watches else None)
 
 
 def test_an_event_in_many_pieces_takes_time_linear_in_its_size() -> None:

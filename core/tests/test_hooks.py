@@ -343,7 +343,7 @@ class Tap:
 
 async def test_hook_open_tap_shows_the_reply_as_bytes_events_or_usage() -> None:
     taps = [Tap("bytes"), Tap("events"), Tap("usage")]
-    async with running(*(plugin(open_tap=giving(it)) for it in taps), plugin(open_tap=lambda reply: None)) as it:
+    async with running(*(plugin(open_tap=giving(it)) for it in taps), plugin(open_tap=lambda exchange: None)) as it:
         response = await it.chat({**STREAM, "stream_options": {"include_usage": True}})
     assert b"".join(taps[0].items) == response.content
     assert b"".join(b"data: " + event.data + b"\n\n" for event in taps[1].items) == response.content

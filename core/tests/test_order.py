@@ -19,11 +19,11 @@ CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
 NOWHERE = {"provider": "openai", "base_url": "http://127.0.0.1:9"}
 
-ARRIVAL = ["authenticate", "authorize", "transform_request", "admit", "admit in", "cache_lookup"]
+ARRIVAL = ["authenticate", "authorize", "transform_request", "admit", "admit in", "open_tap", "cache_lookup"]
 SETTLED = ["on_attempt", "on_complete"]
-UNARY = [*ARRIVAL, "prepare_attempt", "transform_reply", "open_tap", "tap fed", "tap closed", "admit out", *SETTLED]
+UNARY = [*ARRIVAL, "prepare_attempt", "transform_reply", "tap fed", "tap closed", "admit out", *SETTLED]
 STREAMED = [
-    *[*ARRIVAL, "prepare_attempt", "transform_reply", "open_tap", "wrap_stream", "stream in"],
+    *[*ARRIVAL, "prepare_attempt", "transform_reply", "wrap_stream", "stream in"],
     *["tap fed"] * 6,  # three tokens, the finish, the usage, [DONE]
     *["stream out", "tap closed", "admit out", *SETTLED],
 ]
@@ -98,7 +98,7 @@ class Recorder:
             self.calls.append("stream out")
 
     @hookimpl
-    def open_tap(self, exchange: Exchange, reply: Reply) -> Any:
+    def open_tap(self, exchange: Exchange) -> Any:
         self.calls.append("open_tap")
         return SimpleNamespace(
             wants="events",
@@ -190,7 +190,8 @@ async def test_a_first_target_that_fails(recorder: type[Recorder]) -> None:
 async def test_every_target_fails(recorder: type[Recorder]) -> None:
     async with running(recorder, models={"test": {"targets": [NOWHERE]}}) as (_, client):
         response = await client.post("/v1/chat/completions", json=CHAT)
-    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "on_attempt", "admit out", "handle_error", "on_complete"]
+    ended = ["admit out", "handle_error", "tap closed", "on_complete"]
+    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "on_attempt", *ended]
     (outcome,) = recorder.outcomes
     assert (outcome.status, outcome.completed, outcome.aborted, outcome.attempts) == (503, False, False, 1)
     assert (outcome.target, outcome.ttft_seconds, outcome.usage) == ("test-0", None, None)
@@ -216,7 +217,9 @@ async def test_a_stream_that_the_backend_cuts(recorder: type[Recorder]) -> None:
         *["handle_error", *SETTLED],
     ]
     (outcome,) = recorder.outcomes
-    assert (outcome.status, outcome.completed, outcome.aborted, outcome.usage) == (200, False, False, None)
+    assert (outcome.status, outcome.completed, outcome.aborted) == (200, False, False)
+    assert outcome.usage is not None
+    assert (outcome.usage.completion_tokens, outcome.usage.estimated) == (2, True)  # what has passed
     assert outcome.error is not None
     assert outcome.error.code == "stream_truncated"
     assert outcome.bytes_sent == len(response.content)
@@ -244,7 +247,7 @@ async def test_a_client_that_leaves_before_the_first_byte(recorder: type[Recorde
     async with running(recorder) as (backend, client):
         backend.silent = True
         await leave(client, backend, recorder, body)
-    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "admit out", *SETTLED]
+    assert recorder.calls == [*ARRIVAL, "prepare_attempt", "admit out", "tap closed", *SETTLED]
     (outcome,) = recorder.outcomes
     assert (outcome.status, outcome.completed, outcome.aborted, outcome.attempts) == (499, False, True, 1)
     assert (outcome.target, outcome.bytes_sent, outcome.ttft_seconds) == ("fake", 0, None)
@@ -268,7 +271,7 @@ async def test_a_client_that_leaves_while_it_waits_to_be_admitted(recorder: type
         asking.cancel()
         await asyncio.wait_for(recorder.done.wait(), 10)
         assert backend.requests == []
-    assert recorder.calls == [*ARRIVAL[:-1], "admit out", "on_complete"]
+    assert recorder.calls == [*ARRIVAL[:-2], "admit out", "on_complete"]
     assert (recorder.outcomes[0].status, recorder.outcomes[0].aborted) == (499, True)
 
 
@@ -307,8 +310,8 @@ async def test_two_plugins_take_turns_in_the_order_of_the_file(body: Any) -> Non
         async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=30) as client:
             await client.post("/v1/chat/completions", json=body)
     both = [call for call in calls if not call.startswith(("tap", "stream"))]
-    hooks = ["authenticate", "authorize", "transform_request", "admit", "cache_lookup", "prepare_attempt"]
-    hooks += ["transform_reply", "open_tap", *(["wrap_stream"] if body is STREAM else []), *SETTLED]
+    hooks = ["authenticate", "authorize", "transform_request", "admit", "open_tap", "cache_lookup", "prepare_attempt"]
+    hooks += ["transform_reply", *(["wrap_stream"] if body is STREAM else []), *SETTLED]
     pairs = {hook: [f"{hook} a", f"{hook} b"] for hook in hooks}
     pairs["admit"] = ["admit a", "admit in a", "admit b", "admit in b"]
     pairs["on_attempt"] = ["admit out b", "admit out a", "on_attempt a", "on_attempt b"]

@@ -255,16 +255,16 @@ def test_reading_a_plugins_hooks_does_not_evaluate_its_properties() -> None:
     ("method", "seen"),
     [
         (lambda self: "nothing", "nothing"),
-        (lambda self, reply: reply, "reply"),
+        (lambda self, stream: stream, "stream"),
         (lambda self, exchange: exchange, "exchange"),
-        (lambda self, reply, exchange: (reply, exchange), ("reply", "exchange")),
+        (lambda self, stream, exchange: (stream, exchange), ("stream", "exchange")),
     ],
     ids=["none", "the second", "the first", "the other way round"],
 )
 def test_a_hook_may_take_its_arguments_by_name_in_any_order_or_leave_them_out(method: Any, seen: object) -> None:
-    made = gateway(given={"ant": plugin(open_tap=hook(method))})
-    ((_, call),) = made.hooks.compiled["open_tap"].calls
-    assert call("exchange", "reply") == seen
+    made = gateway(given={"ant": plugin(wrap_stream=hook(method))})
+    ((_, call),) = made.hooks.compiled["wrap_stream"].calls
+    assert call("exchange", "stream") == seen
 
 
 # --- order ---

@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
-from . import openapi, pipeline, routes
+from . import offload, openapi, pipeline, routes
 from .connection import Connection
 from .dialects import Endpoint
 from .errors import GatewayError, MethodNotAllowed, NotFound, PluginFault, envelope
 from .exchange import Exchange, header
+from .front import AGAIN_PATH
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -53,12 +54,21 @@ class App:
         endpoint = self._endpoints.get(scope["path"])
         connection = Connection(scope, receive, send)
         if endpoint is None:
-            await self._starlette(scope, receive, _with_id(send, scope["headrace.id"]))
+            if scope["path"] != AGAIN_PATH or not await self._again(scope, receive, send):
+                await self._starlette(scope, receive, _with_id(send, scope["headrace.id"]))
         elif scope["method"] != "POST":
             await _refuse(_post_only(scope), endpoint, connection)
         else:
             exchange = Exchange(id=scope["headrace.id"], endpoint=endpoint, scope=scope)
             await pipeline.answer(exchange, self._gateway, connection)
+
+    async def _again(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """nginx asks what to do next about a request. Whether it was nginx."""
+        try:
+            return await offload.take_back(scope, receive, send, self._gateway)
+        except GatewayError as error:
+            await _refuse(error, next(iter(self._endpoints.values())), Connection(scope, receive, send))
+            return True
 
 
 def request_id(scope: Any) -> str:

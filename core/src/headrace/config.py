@@ -82,6 +82,9 @@ class BackendConfig(Strict, frozen=True):
     """TLS verification: true, the path of a CA bundle, or false (never do that beyond a test)."""
     proxy: Secret | None = None
     """An HTTP proxy to go through. Proxy variables of the environment are ignored."""
+    stream_usage: bool = True
+    """Whether to ask for token counts in streams (`stream_options.include_usage`) when a plugin wants them and the
+    client did not ask; they are not shown to that client. False for servers that refuse the field."""
     options: dict[str, Any] = {}
     """Settings only this provider knows; see its README."""
 
@@ -122,7 +125,10 @@ class ServerConfig(Strict, frozen=True):
     anonymous: bool = False
     """Answer requests that no plugin could authenticate."""
     delivery: Literal["auto", "inline", "offload"] = "auto"
-    """Who moves the reply's bytes; `auto` decides request by request."""
+    """Who moves the reply's bytes: `inline` the core; `auto` nginx, wherever it can; `offload` as `auto`, and what the
+    core has to deliver all the same is logged once."""
+    workers: Count = 1
+    """Core processes behind nginx. Requests with one key always reach the same one."""
     max_body_bytes: Count = 33_554_432
     """The largest request body; a larger one is answered 413."""
     max_header_bytes: Count = 32_768
@@ -133,6 +139,8 @@ class ServerConfig(Strict, frozen=True):
     """Seconds one plugin may take to be imported, to be made, or to enter its lifespan."""
     shutdown_timeout: Positive = 30.0
     """Seconds that open requests get to finish when the gateway stops."""
+    report_timeout: Positive = 3600.0
+    """Seconds after which a stream that nginx delivers counts as over if nginx has not said so."""
     trace_errors: bool = False
     """Log a traceback with an unexpected failure of a plugin."""
     docs: bool = True

@@ -24,7 +24,10 @@ class Connection:
     `status` is that of the head that went out, None while none has; `bytes_sent` counts body bytes.
     """
 
-    __slots__ = ("_receive", "_send", "_task", "_watch", "bytes_sent", "ended", "events", "left", "scope", "status")
+    __slots__ = (
+        *("_receive", "_released", "_send", "_task", "_watch"),
+        *("away", "bytes_sent", "ended", "events", "left", "scope", "status"),
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -32,6 +35,9 @@ class Connection:
         self._send = send
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._released: asyncio.Event | None = None
+        self.away = False
+        """Whether nginx has the request, so that nothing can be sent from here."""
         self.left = False
         self.status: int | None = None
         self.bytes_sent = 0
@@ -116,6 +122,35 @@ class Connection:
         if self._task is not None:
             self.left = True
             self._task.cancel()
+
+    async def hand_over(self, headers: Headers) -> None:
+        """Answer nginx instead of the client: it goes on with the request, and nothing counts as sent."""
+        self.unwatch()
+        self.away = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": b""})
+        self.release()
+
+    def adopt(self, other: Connection) -> None:
+        """nginx has given the request back on another connection: go on with that one."""
+        self.scope, self._receive, self._send, self._released = other.scope, other._receive, other._send, other._gone()
+        self.away = False
+        self.watch()
+
+    def _gone(self) -> asyncio.Event:
+        if self._released is None:
+            self._released = asyncio.Event()
+        return self._released
+
+    async def released(self) -> None:
+        """Wait until whoever adopted this connection is done with it."""
+        await self._gone().wait()
+
+    def release(self) -> None:
+        """The connection is not needed any more."""
+        if self._released is not None:
+            self._released.set()
+            self._released = None
 
     async def start(self, status: int, headers: Headers) -> None:
         self.status = status

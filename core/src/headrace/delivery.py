@@ -1,26 +1,18 @@
-"""Choose who moves a reply's bytes, and move them here when it is us.
-
-`offload` hands the request to nginx, which streams the reply past Python; `inline` streams it from here.
-"""
+"""Moving a reply's bytes from here: the `inline` delivery. The other one is `offload.py`; `choice.py` says which."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from .connection import Connection
 from .errors import GatewayError, PluginFault, UpstreamError
-from .exchange import DeliveryName, Exchange, Headers, Reply
+from .exchange import Exchange, Headers, Reply
 from .hooks import Hooks
-from .streaming import Tail, Taps
+from .streaming import Tail, Taps, UsageHider
 
-if TYPE_CHECKING:
-    from .gateway import Gateway
-
+UNFINISHED = "The backend ended the stream before the answer was complete."
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 NOT_OURS = frozenset(
@@ -32,21 +24,6 @@ NOT_OURS = frozenset(
 
 
 NOT_OURS_PREFIXES = (b"x-accel-", b"x-headrace-", b"access-control-")
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """Which delivery, and why: the words appear in the log line and in `headrace explain`."""
-
-    delivery: DeliveryName
-    reason: str
-
-
-def choose(exchange: Exchange, gateway: Gateway) -> Choice:
-    """Decide how the reply to this request will be delivered."""
-    wanted = exchange.model.delivery if exchange.model else gateway.config.server.delivery
-    if wanted == "inline":
-        return Choice("inline", "configured")
-    return Choice("inline", "no front server that can stream for us")
 
 
 class Cut(GatewayError):
@@ -63,7 +40,9 @@ async def deliver(exchange: Exchange, reply: Reply, hooks: Hooks, connection: Co
             a reply that is no event stream is left unfinished, so that the connection breaks.
     """
     event_stream = reply.is_event_stream
-    taps = _open_taps(exchange, reply, hooks, event_stream)
+    taps = exchange.taps
+    if taps is not None:
+        taps.event_stream = event_stream
     completed = False
     try:
         if reply.content is not None:
@@ -72,15 +51,7 @@ async def deliver(exchange: Exchange, reply: Reply, hooks: Hooks, connection: Co
             await _send_stream(exchange, reply, hooks, taps, connection, event_stream)
         completed = True
     finally:
-        if taps is not None:
-            taps.close(exchange.usage, completed)
-
-
-def _open_taps(exchange: Exchange, reply: Reply, hooks: Hooks, event_stream: bool) -> Taps | None:
-    opened = hooks.open_tap(exchange, reply)
-    if not opened:
-        return None
-    return Taps(opened, lambda plugin, error: hooks.tap_failed(plugin, error, exchange), event_stream)
+        exchange.close_taps(completed)
 
 
 async def _send_whole(
@@ -100,8 +71,9 @@ async def _send_stream(
     exchange: Exchange, reply: Reply, hooks: Hooks, taps: Taps | None, connection: Connection, event_stream: bool
 ) -> None:
     assert reply.stream is not None
-    stream = hooks.wrap_stream(exchange, reply.stream)
-    if taps is not None and taps.watches_bytes:
+    hider = UsageHider(reply.stream) if _hides_usage(exchange, reply) else None
+    stream = hooks.wrap_stream(exchange, hider.shown() if hider is not None else reply.stream)
+    if taps is not None and taps.watcher:
         stream = taps.watch(stream)
     dialect = exchange.endpoint.dialect
     tail = Tail()
@@ -110,7 +82,7 @@ async def _send_stream(
     try:
         await _pump(exchange, stream, tail, connection)
         if event_stream and not dialect.is_complete(bytes(tail)):
-            raise UpstreamError("The backend ended the stream before the answer was complete.")
+            raise UpstreamError(UNFINISHED)
     except Exception as error:
         cause = error if isinstance(error, GatewayError) else PluginFault("headrace", "wrap_stream", error)
         cut = Cut(f"The answer is incomplete. {cause.message}", detail=cause.detail)
@@ -119,20 +91,27 @@ async def _send_stream(
             await connection.end(between + dialect.error_event(cut))
         raise cut from error
     finally:
-        exchange.usage = dialect.usage(bytes(tail))
+        exchange.usage = dialect.usage(hider.hidden if hider is not None else bytes(tail))
     await connection.end()
+
+
+def _hides_usage(exchange: Exchange, reply: Reply) -> bool:
+    request = exchange.attempts[-1].request if exchange.attempts else None
+    return request is not None and request.hides_usage and reply.ok and reply.is_event_stream
 
 
 async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, connection: Connection) -> None:
     """Pass chunks on. Everything in this loop is paid for every chunk of every stream."""
-    add, send = tail.add, connection.send
+    add, send, passed = tail.add, connection.send, 0
     try:
         async for chunk in stream:
             if exchange.first_byte_at is None:
                 exchange.first_byte_at = time.perf_counter()
             add(chunk)
+            passed += 1
             await send(chunk)
     finally:
+        exchange.events = passed
         close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
         if close is not None:
             await close()

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from .config import Secret, TargetTimeouts
-from .errors import GatewayError, InvalidRequest
+from .edits import Edits, decode_fields, merge_fields
+from .errors import GatewayError
 
 if TYPE_CHECKING:
     from .dialects import Endpoint, Peek
     from .models import Model
+    from .streaming import Taps
 
 Headers = list[tuple[bytes, bytes]]
 """Header fields as ASGI carries them: lower-case names, raw bytes, in order."""
 
 Role = Literal["user", "metrics", "admin"]
 DeliveryName = Literal["inline", "offload"]
+
+
+BYTES_PER_TOKEN = 4
+"""Of a prompt, roughly: for estimates alone."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +50,8 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    estimated: bool = False
+    """Whether these are our own estimates: the answer ended, or its report was lost, before the backend counted."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +73,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 1024
     verify: bool | str = True
     proxy: Secret | None = None
+    stream_usage: bool = True
+    """Whether this backend may be asked for token counts in streams."""
     options: dict[str, Any] = {}
 
 
@@ -75,6 +85,10 @@ class UpstreamRequest(msgspec.Struct, kw_only=True):
     headers: dict[str, str]
     body: bytes
     method: str = "POST"
+    edits: Edits = ()
+    """How `body` came out of the client's: what nginx repeats when it sends the request."""
+    hides_usage: bool = False
+    """Whether the usage at the end of the stream was asked for by us alone, and is not shown to the client."""
 
 
 class Reply:
@@ -124,7 +138,7 @@ class Reply:
 class Attempt:
     """One try at one target. `exchange.attempts` holds them in order; `number` counts from 1."""
 
-    __slots__ = ("exchange", "number", "provider", "reporting", "request", "started", "target")
+    __slots__ = ("built", "exchange", "handed_over", "number", "provider", "reporting", "request", "started", "target")
 
     def __init__(self, exchange: Exchange, number: int, target: Target, provider: Any) -> None:
         self.exchange = exchange
@@ -132,6 +146,10 @@ class Attempt:
         self.target = target
         self.provider = provider
         self.request: UpstreamRequest | None = None
+        self.built: bytes = b""
+        """The body that the provider built: if a plugin sets another, nginx cannot send it."""
+        self.handed_over = False
+        """Whether nginx asked the backend, and not the core."""
         self.started = time.perf_counter()
         self.reporting: asyncio.Task[None] | None = None
         """Tells the plugins how this try ended, from its end on."""
@@ -183,6 +201,12 @@ class Exchange:
         self.started = time.perf_counter()
         self.delivery: DeliveryName = "inline"
         self.delivery_reason = ""
+        self.inline_reason = ""
+        """Why this answer must be delivered by the core: set by a plugin or a routing policy that wants it so."""
+        self.usage_wanted = False
+        """Set by a plugin that reads `Outcome.usage`, in `open_tap` at the latest; a tap for usage does the same."""
+        self.taps: Taps | None = None
+        """Who watches the reply."""
         self.response_headers: Headers = []
         """Added to whatever answer goes out: plugins append here."""
         self.completed = False
@@ -191,6 +215,8 @@ class Exchange:
         """What went wrong, once it has."""
         self.first_byte_at: float | None = None
         """`time.perf_counter()` at the first body bytes of the reply."""
+        self.events = 0
+        """How many pieces of a stream have passed: what its tokens are estimated by if it is cut."""
         self.usage: Usage | None = None
         self._fields: dict[str, msgspec.Raw] | None = None
 
@@ -202,6 +228,22 @@ class Exchange:
     def streaming(self) -> bool:
         """Whether the client asked for a stream."""
         return self.peek is not None and bool(self.peek.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a plugin needs the reply's token counts, asked for by the client or not."""
+        return self.usage_wanted or (self.taps is not None and self.taps.wants_usage)
+
+    def close_taps(self, completed: bool) -> None:
+        """The reply is over: tell those who watched it. What a stream has cost that was not counted is estimated."""
+        if self.usage is None and self.events and not (completed and not self.wants_usage):
+            self.usage = self.estimate(self.events)
+        if self.taps is not None:
+            self.taps.close(self.usage, completed)
+
+    def estimate(self, completion_tokens: int) -> Usage:
+        """The usage of an answer of so many tokens to this request."""
+        return Usage(len(self.body) // BYTES_PER_TOKEN, completion_tokens, estimated=True)
 
     @property
     def fields(self) -> dict[str, msgspec.Raw]:
@@ -216,29 +258,6 @@ class Exchange:
         self.body_changed = True
         self._fields = None
         self.peek = self.endpoint.read(self.body)
-
-
-def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
-    """Split a JSON object into its fields without decoding their values.
-
-    Raises:
-        InvalidRequest: `body` is not a JSON object.
-    """
-    try:
-        return _FIELDS.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"The body is not a JSON object: {error}.", code="invalid_json") from error
-    except RecursionError as error:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from error
-
-
-def merge_fields(fields: dict[str, msgspec.Raw], changes: dict[str, Any]) -> bytes:
-    """Encode `fields` with `changes` applied; None removes a field."""
-    merged: dict[str, Any] = {**fields, **changes}
-    return msgspec.json.encode({name: value for name, value in merged.items() if value is not None})
-
-
-_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def header(headers: Headers, name: bytes) -> str | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from .delivery import choose
+from . import front
+from .choice import NO_FRONT, NOTHING_NEEDS_IT, directions, obstacle, unwanted
 from .errors import GatewayError, NotFound, error_object
 from .exchange import Attempt, Exchange
 from .gateway import Gateway
@@ -71,14 +72,15 @@ async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) 
     await gateway.hooks.transform_request(exchange)
     exchange.model = model = gateway.models.find(exchange.peek.model)
     report["policy"] = model.policy.name
+    exchange.taps = gateway.hooks.open_taps(exchange)
     report["targets"] = [
         _target(exchange, gateway, number, target)
         for number, target in enumerate(model.policy.order(exchange, model.targets), 1)
     ]
     if all("skipped" in target for target in report["targets"]):
         raise unsupported(exchange, model)
-    choice = choose(exchange, gateway)
-    report["delivery"] = {"name": choice.delivery, "reason": choice.reason}
+    first = next(target for target in report["targets"] if "skipped" not in target)
+    report["delivery"] = first["delivery"]
 
 
 def _target(exchange: Exchange, gateway: Gateway, number: int, target: Any) -> dict[str, Any]:
@@ -86,6 +88,19 @@ def _target(exchange: Exchange, gateway: Gateway, number: int, target: Any) -> d
     described = {"name": target.name, "provider": target.provider}
     if exchange.endpoint.name not in provider.endpoints:
         return {**described, "skipped": f"does not answer {exchange.endpoint.name}"}
-    request = provider.build(Attempt(exchange, number, target, provider))
-    sent = msgspec.json.decode(request.body)
-    return {**described, "url": request.url, "socket": target.socket, "model": sent.get("model")}
+    attempt = Attempt(exchange, number, target, provider)
+    attempt.request = provider.build(attempt)
+    attempt.built = attempt.request.body
+    sent = msgspec.json.decode(attempt.request.body)
+    delivery = _delivery(attempt, gateway)
+    return {**described, "url": attempt.request.url, "socket": target.socket, "model": sent.get("model"), **delivery}
+
+
+def _delivery(attempt: Attempt, gateway: Gateway) -> dict[str, Any]:
+    """Who would deliver, if the request came through the nginx that is configured last."""
+    found = front.read(gateway.runtime_dir / front.FRONT_FILE)
+    reason = unwanted(attempt.exchange, gateway) or obstacle(attempt, gateway)
+    told = reason or (directions(attempt, found) if found is not None else NO_FRONT)
+    if isinstance(told, str):
+        return {"delivery": {"name": "inline", "reason": told}}
+    return {"delivery": {"name": "offload", "reason": f"{NOTHING_NEEDS_IT}, if the request comes through nginx"}}

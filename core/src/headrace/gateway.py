@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from .health import HealthBoard
+    from .reporting import Reporting
     from .upstream import Upstream
 
 SOCKET_PATH_LIMIT = 90
@@ -89,6 +90,10 @@ class Gateway:
         self.health_checks: dict[str, HealthCheck] = {}
         self.endpoints: dict[str, Endpoint] = dict(OPENAI_ENDPOINTS)
         self.routes: list[Route] = []
+        self.worker = 0
+        """Which of `server.workers` this process is."""
+        self.reply_changer = ""
+        """Why no answer can be delivered by nginx: a plugin that changes replies."""
         self.models = Models(())
         self.hooks = Hooks(specifications())
         self.plugins, problems = load_plugins(config, self, source, plugins or {})
@@ -132,6 +137,9 @@ class Gateway:
         self.hooks.setup("register_health_checks", self._register(self.health_checks))
         self.hooks.setup("register_dialects", self._register(self.endpoints, key="path"))
         self.models = build_models(self.config, self.providers, self.policies, self.source)
+        for hook in ("transform_reply", "wrap_stream"):
+            for plugin in self.hooks.implementers(hook):
+                self.reply_changer = f"the plugin {plugin!r} changes replies ({hook})"
         self.hooks.setup("register_routes", self)
 
     def oddities(self) -> list[str]:
@@ -180,8 +188,14 @@ class Gateway:
 
     @property
     def core_socket(self) -> Path:
-        """The unix socket on which the core listens for our nginx."""
-        return self.runtime_dir / "core.sock"
+        """The unix socket on which this worker of the core listens for our nginx."""
+        return self.core_sockets[self.worker]
+
+    @property
+    def core_sockets(self) -> list[Path]:
+        """Those of all workers."""
+        more = range(1, self.config.server.workers)
+        return [self.runtime_dir / "core.sock", *(self.runtime_dir / f"core-{number}.sock" for number in more)]
 
     def make_dirs(self) -> None:
         """Create the state and runtime directories, readable by their owner alone.
@@ -201,16 +215,20 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Open the client and enter every plugin's lifespan; close them in the opposite order."""
         from .health import HealthBoard, ListsModels
+        from .reporting import Reporting
         from .upstream import Upstream
 
         self.make_dirs()
         checks = {name: self.health_checks.get(name) or ListsModels(each) for name, each in self.providers.items()}
         self.health: HealthBoard = HealthBoard(self.config.health, checks)
         self.upstream: Upstream = Upstream()
+        self.reporting: Reporting = Reporting(self.runtime_dir, self.worker, self.config.server.report_timeout)
         try:
+            self.reporting.open()
             async with self.hooks.lifespan(self):
                 yield
         finally:
+            self.reporting.close()
             await self.upstream.aclose()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError, GatewayError, PluginError, PluginFault, Problem
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
 from .registry import Hook
-from .streaming import Tap
+from .streaming import Tap, Taps
 from .timelimit import time_limit
 
 if TYPE_CHECKING:
@@ -189,20 +189,18 @@ class Hooks:
                 raise PluginFault(name, "wrap_stream", error) from error
         return stream
 
-    def open_tap(self, exchange: Exchange, reply: Reply) -> list[tuple[str, Tap]]:
-        """The taps of this reply with the names of their plugins."""
-        if not self._open_tap:
-            return []
-        taps = []
+    def open_taps(self, exchange: Exchange) -> Taps | None:
+        """Everybody who watches the reply to come; None if nobody does."""
+        taps: list[tuple[str, Tap]] = []
         for name, call in self._open_tap:
             try:
-                tap = call(exchange, reply)
+                tap = call(exchange)
             except Exception as error:
                 self._log(name, "open_tap", error, exchange)
                 continue
             if tap is not None:
                 taps.append((name, tap))
-        return taps
+        return Taps(taps, lambda plugin, error: self._log(plugin, "open_tap", error, exchange)) if taps else None
 
     async def handle_error(self, exchange: Exchange, error: GatewayError) -> GatewayError:
         for name, call in self._calls["handle_error"]:
@@ -232,10 +230,6 @@ class Hooks:
                 if is_own_cancellation(error):
                     raise
                 self._log(name, hook, error, exchange)
-
-    def tap_failed(self, plugin: str, error: Exception, exchange: Exchange) -> None:
-        """Say that a tap was detached because it failed."""
-        self._log(plugin, "open_tap", error, exchange)
 
     def _log(self, plugin: str, hook: str, error: BaseException, exchange: Exchange) -> None:
         logger.error(

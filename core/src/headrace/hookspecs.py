@@ -169,8 +169,9 @@ def wrap_stream(exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterat
 
 
 @spec(Kind.COLLECT)
-def open_tap(exchange: Exchange, reply: Reply) -> Tap | None:
-    """Watch the reply without changing it: see `headrace.streaming.Tap`. Once per reply.
+def open_tap(exchange: Exchange) -> Tap | None:
+    """Watch the reply to come without changing it: see `headrace.streaming.Tap`. Once per admitted request, before
+    the reply, for what the taps want decides how it is delivered.
 
     Fails unexpectedly, here or later: logged, and the tap is detached.
     """

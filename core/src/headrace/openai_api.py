@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .edits import edit
 from .errors import UpstreamError
-from .exchange import Attempt, Reply, Target, UpstreamRequest, merge_fields
+from .exchange import Attempt, Exchange, Reply, Target, UpstreamRequest
 from .upstream import forwarded_headers, target_headers
 
 if TYPE_CHECKING:
@@ -20,6 +21,18 @@ PATHS = {
     "embeddings": "/embeddings",
 }
 """Where OpenAI's API has what core calls by these names (https://platform.openai.com/docs/api-reference)."""
+
+
+def _asks_for_usage(exchange: Exchange) -> bool:
+    options = getattr(exchange.peek, "stream_options", None)
+    return options is not None and bool(options.include_usage)
+
+
+def _with_usage(exchange: Exchange) -> dict[str, Any]:
+    """The client's `stream_options`, and that the usage is told."""
+    given = exchange.fields.get("stream_options", msgspec.Raw(b"null"))
+    options: dict[str, msgspec.Raw] = msgspec.json.decode(given, type=dict[str, msgspec.Raw] | None) or {}
+    return {**options, "include_usage": True}
 
 
 class _ModelEntry(msgspec.Struct):
@@ -45,13 +58,19 @@ class OpenAIBackend:
     def build(self, attempt: Attempt) -> UpstreamRequest:
         """The client's body, its headers that may pass, the target's own."""
         exchange, target = attempt.exchange, attempt.target
-        body = exchange.body
+        changes: dict[str, Any] = {}
         if target.model is not None and exchange.peek is not None and exchange.peek.model != target.model:
-            body = merge_fields(exchange.fields, {"model": target.model})
+            changes["model"] = target.model
+        forced = target.stream_usage and exchange.streaming and exchange.wants_usage and not _asks_for_usage(exchange)
+        if forced:
+            changes["stream_options"] = _with_usage(exchange)
+        body, edits = edit(exchange.body, exchange.fields, changes) if changes else (exchange.body, ())
         return UpstreamRequest(
             url=target.base_url + PATHS[exchange.endpoint.name],
             headers=forwarded_headers(exchange, target),
             body=body,
+            edits=edits,
+            hides_usage=forced,
         )
 
     async def send(self, attempt: Attempt) -> Reply:

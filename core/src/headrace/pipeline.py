@@ -9,10 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from .choice import choose
 from .connection import ClientLeft, Connection
-from .delivery import Cut, choose, deliver, head
+from .delivery import Cut, deliver, head
 from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated, Unavailable
 from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
+from .offload import Report, conclude, hand_over
 
 if TYPE_CHECKING:
     from .dialects import Peek
@@ -35,12 +37,14 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
             exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
             async with hooks.admit(exchange):
                 async with connection.watched():
-                    choice = choose(exchange, gateway)
-                    exchange.delivery, exchange.delivery_reason = choice.delivery, choice.reason
-                    reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway)
-                    async with releasing(reply):
-                        await hooks.transform_reply(exchange, reply)
-                        await deliver(exchange, reply, hooks, connection)
+                    exchange.taps = hooks.open_taps(exchange)
+                    reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway, connection)
+                    if isinstance(reply, Report):
+                        conclude(exchange, reply, connection)  # nginx has delivered it
+                    else:
+                        async with releasing(reply):
+                            await hooks.transform_reply(exchange, reply)
+                            await deliver(exchange, reply, hooks, connection)
                 exchange.completed = True
         except Exception as exception:
             await send_error(exchange, exception, gateway, connection)
@@ -86,8 +90,11 @@ def select_model(exchange: Exchange, gateway: Gateway, name: str) -> None:
         raise InvalidRequest("The field 'model' stands there twice.", param="model")  # some backends ignore case
 
 
-async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
+async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection) -> Reply | Report:
     """Ask the targets one after the other, in the policy's order, until one answers.
+
+    Returns:
+        The answer, yet to be delivered; or nginx's report, if nginx has asked and delivered what it got.
 
     Raises:
         GatewayError: that of the last target asked, or of the first that must not be retried.
@@ -102,7 +109,7 @@ async def attempts(exchange: Exchange, gateway: Gateway) -> Reply:
         attempt = Attempt(exchange, len(exchange.attempts) + 1, target, provider)
         exchange.attempts.append(attempt)
         try:
-            return await send(attempt, gateway)
+            return await send(attempt, gateway, connection)
         except GatewayError as error:
             last = error
             why = error.detail or error.code
@@ -119,12 +126,17 @@ def unsupported(exchange: Exchange, model: Model) -> GatewayError:
     return InvalidRequest(message, param="model", code="unsupported_endpoint")
 
 
-async def send(attempt: Attempt, gateway: Gateway) -> Reply:
-    """One try: build, prepare, send."""
-    provider = attempt.provider
+async def send(attempt: Attempt, gateway: Gateway, connection: Connection) -> Reply | Report:
+    """One try: build, prepare, send, or let nginx send."""
+    provider, exchange = attempt.provider, attempt.exchange
     try:
         attempt.request = provider.build(attempt)
+        attempt.built = attempt.request.body
         await gateway.hooks.prepare_attempt(attempt)
+        choice = choose(attempt, gateway, connection)
+        exchange.delivery, exchange.delivery_reason = choice.delivery, choice.reason
+        if choice.handover is not None:
+            return await hand_over(attempt, choice.handover, gateway.reporting, connection)
         reply: Reply = await provider.send(attempt)
         attempt.request.body = b""  # it is sent; a stream may last for minutes
     except GatewayError:
@@ -165,6 +177,8 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
         return
     error = await as_gateway_error(exchange, exception, gateway)
     exchange.error = error
+    if connection.away:
+        return
     if connection.status is not None:
         if connection.events and not connection.ended:
             await connection.end(b"\n\n" + exchange.endpoint.dialect.error_event(error))
@@ -224,6 +238,8 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
         is_cancelled()  # the client has left: nobody is there to be told
     finally:
         connection.unwatch()
+        connection.release()
+        exchange.close_taps(exchange.completed)  # if no reply did
         outcome = outcome_of(exchange, connection)
         for attempt in exchange.attempts:
             await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from .errors import HeadraceError
 
+RECEIVE_BUFFER = 8 * 1024 * 1024
+"""Bytes of datagrams that may wait; the system may allow less."""
+
 
 class CannotListen(HeadraceError):
     """An address is taken, or may not be used."""
@@ -85,6 +88,28 @@ def remove_stale(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
     raise CannotListen(f"another process listens on {path}: stop it, or set another server.state_dir")
+
+
+def bind_datagrams(address: str) -> socket.socket:
+    """A socket for datagrams at `unix:PATH` or `HOST:PORT`, with as much room for what waits as the system allows.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:"))
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        listener.bind(str(path))
+        path.chmod(0o600)
+    else:
+        host, _, port = address.rpartition(":")
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listener.bind((host, int(port)))
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    return listener
 
 
 def url_of(listener: socket.socket) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal, Protocol
@@ -93,6 +94,51 @@ def parse_event(block: bytes) -> Event | None:
     return Event(b"\n".join(data), name) if data else None
 
 
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+
+
+class UsageHider:
+    """A stream without the event that tells nothing but the usage, for a client that did not ask for it.
+
+    What was left out is in `hidden`. An event is held back until it is whole.
+    """
+
+    def __init__(self, stream: AsyncIterator[bytes]) -> None:
+        self._stream = stream
+        self.hidden = b""
+
+    async def shown(self) -> AsyncIterator[bytes]:
+        """What the client gets."""
+        held = b""
+        try:
+            async for chunk in self._stream:
+                if not held and b'"usage"' not in chunk and chunk.endswith(b"\n\n"):
+                    yield chunk
+                    continue
+                shown, held = self._split(held + chunk)
+                if shown:
+                    yield shown
+            if held:
+                yield held
+        finally:
+            close = getattr(self._stream, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _split(self, data: bytes) -> tuple[bytes, bytes]:
+        """The whole events that are shown, and the beginning of the next one."""
+        shown, start = [], 0
+        for end in _EVENT_END.finditer(data):
+            event = data[start : end.end()]
+            start = end.end()
+            if b'"usage"' in event and _NO_CHOICES.search(event):
+                self.hidden = event
+            else:
+                shown.append(event)
+        return b"".join(shown), data[start:]
+
+
 class Tail:
     """The last bytes of a stream: all of a short one, at least `SIZE` of a long one."""
 
@@ -119,14 +165,15 @@ class Tail:
 class Taps:
     """The taps of one reply, fed together; `failed(plugin, error)` is told when one is detached."""
 
-    def __init__(
-        self, taps: Sequence[tuple[str, Tap]], failed: Callable[[str, Exception], None], event_stream: bool
-    ) -> None:
+    def __init__(self, taps: Sequence[tuple[str, Tap]], failed: Callable[[str, Exception], None]) -> None:
         self._taps = list(taps)
         self._failed = failed
-        self._event_stream = event_stream
         self._splitter = EventSplitter()
-        self.watches_bytes = any(tap.wants != "usage" for _, tap in taps)
+        self.event_stream = False
+        """Whether the reply is one: known once it begins."""
+        self.wants_usage = any(tap.wants == "usage" for _, tap in taps)
+        self.watcher = next((name for name, tap in taps if tap.wants != "usage"), None)
+        """The first plugin that wants to see the bytes themselves."""
 
     async def watch(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same chunks, each shown to the taps before it is passed on."""
@@ -157,7 +204,7 @@ class Taps:
 
     def _events(self, chunk: bytes) -> list[Event]:
         """The chunk's events; those who want events are detached if there can be none."""
-        if not self._event_stream:
+        if not self.event_stream:
             return [Event(chunk)]
         try:
             return self._splitter.feed(chunk)

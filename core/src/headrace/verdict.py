@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .errors import GatewayError, RateLimited, Unavailable, UpstreamError
+from .errors import GatewayError, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
 from .exchange import Reply, Target, header
 
 EVIDENCE_LIMIT = 500
@@ -12,6 +12,35 @@ EVIDENCE_LIMIT = 500
 ERROR_FIRST = (b'data: {"error":{', b'data: {"error": {', b'data:{"error":{', b"event: error")
 """How a stream begins that has nothing but an error to tell."""
 _ANY_JSON = msgspec.json.Decoder(msgspec.Raw)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What nginx tells of a backend that failed before its first byte."""
+
+    status: int
+    connected: bool
+    answered: bool
+    """Whether a head came: `status` is the backend's then, else nginx's own."""
+    retry_after: str | None = None
+
+
+def as_error(failure: Failure, target: Target) -> GatewayError:
+    """The error that the core would have raised, had it asked the backend itself."""
+    error = _fault_of_failure(failure)
+    error.detail = f"target {target.name} answered {failure.status}" if failure.answered else f"target {target.name}"
+    return error
+
+
+def _fault_of_failure(failure: Failure) -> GatewayError:
+    if failure.answered:
+        headers = [(b"retry-after", failure.retry_after.encode())] if failure.retry_after else []
+        fault = _fault_of_error(Reply(failure.status, headers, content=b"{"))
+        return fault or UpstreamError(f"The backend failed with status {failure.status}.")
+    if failure.status == 504:
+        return UpstreamTimeout("The backend did not answer in time.")
+    if not failure.connected:
+        return Unavailable("The backend cannot be reached.")
+    return UpstreamError("The connection to the backend broke.")
 
 
 def check(reply: Reply, target: Target) -> None:

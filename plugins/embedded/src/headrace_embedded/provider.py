@@ -44,6 +44,7 @@ class EmbeddedProvider(OpenAIBackend):
             weight=config.weight,
             timeouts=config.timeouts,
             max_connections=config.max_connections,
+            stream_usage=config.stream_usage,
         )
 
 

@@ -13,7 +13,7 @@ from headrace import hookimpl
 from headrace.config import Count, Strict
 
 if TYPE_CHECKING:
-    from headrace.exchange import Exchange, Outcome, Reply
+    from headrace.exchange import Exchange, Outcome
     from headrace.gateway import Gateway
     from headrace.streaming import Tap
 
@@ -34,6 +34,9 @@ class LogsConfig(Strict, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe lines to write. Answered requests are `info`; refused ones and those whose client left are
     `warning`; failed and cut ones are `error`."""
+    usage: bool = True
+    """Log token counts. Backends are then asked for them in streams whose client did not ask, and nginx has to look at
+    the end of what it delivers; without, a stream costs a little less."""
     bodies: bool = False
     """Also log what was asked and answered, with secrets redacted. Replies are then delivered by the core itself."""
     max_body_bytes: Count = 16_384
@@ -83,7 +86,8 @@ class Plugin:
             yield
 
     @hookimpl
-    def open_tap(self, exchange: Exchange, reply: Reply) -> Tap | None:
+    def open_tap(self, exchange: Exchange) -> Tap | None:
+        exchange.usage_wanted |= self._config.usage
         if not self._config.bodies:
             return None
         from .bodies import AnswerTap

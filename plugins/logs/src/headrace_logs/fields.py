@@ -79,8 +79,9 @@ def _principal(principal: Principal, redactor: Redactor) -> dict[str, str]:
     return fields
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, int | bool]:
     return {
+        **({"usage_estimated": True} if usage.estimated else {}),
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.output_tokens": usage.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,

@@ -103,11 +103,14 @@ def portable_text(service: Service) -> str:
     from headrace.errors import HeadraceError
 
     from .binary import PORTABLE
+    from .handover import portable
     from .layout import Layout
     from .rendering import render as render_text
 
     try:
-        return render_text(service.gateway, service.config, PORTABLE, Layout.portable())
+        layout, config = Layout.portable(), service.config
+        found = portable(service.gateway, layout, (config.request_headers, config.response_headers))
+        return render_text(service.gateway, config, PORTABLE, layout, found)
     except ValueError as error:
         raise HeadraceError(f"{service.gateway.source}: [plugins.nginx] {error}") from error
 

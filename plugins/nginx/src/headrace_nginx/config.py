@@ -18,6 +18,10 @@ HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z
 """Names that nginx and a certificate can both carry; nginx's regular expressions are not among them."""
 
 
+HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+"""Names that nginx can make variables of."""
+
+
 class ThrottleConfig(Strict, frozen=True):
     """`[plugins.nginx.throttle]`: refuse floods before they reach Python. Everything is off until it is set."""
 
@@ -86,12 +90,20 @@ class NginxConfig(Strict, frozen=True):
     """The least severe messages that nginx's error log takes."""
     log_request_errors: bool = False
     """Whether single requests may appear in the error log; nginx writes their query strings there, secrets included."""
+    request_headers: tuple[str, ...] = ()
+    """More headers that plugins set on requests to backends (hook `prepare_attempt`) and that nginx shall be able to
+    send: with any other, the core asks the backend itself."""
+    response_headers: tuple[str, ...] = ()
+    """More headers that plugins add to answers and that nginx shall be able to add: with any other, the core delivers
+    the answer itself."""
     throttle: ThrottleConfig = ThrottleConfig()
     """Limits per key and per address."""
 
     def __post_init__(self) -> None:
         _check_address(self.address)
         _check_names(self.server_name)
+        _check_headers("request_headers", self.request_headers)
+        _check_headers("response_headers", self.response_headers)
         if (self.certificate is None) != (self.certificate_key is None):
             raise ValueError("certificate and certificate_key belong together: give both or neither")
         if self.certificate is not None and not self.tls:
@@ -116,6 +128,12 @@ def _check_address(address: str) -> None:
         raise ValueError(f"address {address!r} is not an IP address: write 127.0.0.1, 0.0.0.0 or ::1") from None
     if "%" in address:
         raise ValueError("address must not carry a zone (%…)")
+
+
+def _check_headers(key: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{key}: {name!r} is not the name of a header (letters, digits and dashes)")
 
 
 def _check_names(names: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,16 @@ class Layout(msgspec.Struct, frozen=True):
     """The core's unix socket."""
     base: Path
     """What relative paths in the configuration are relative to."""
+    authorities: Path = Path("/etc/ssl/certs/ca-certificates.crt")
+    """Whom backends' certificates must be signed by."""
 
     @classmethod
     def of(cls, gateway: Gateway) -> Layout:
         """The paths of this gateway on this machine."""
-        return cls(gateway.state_dir, gateway.runtime_dir / "nginx", gateway.core_socket, Path.cwd())
+        import certifi  # what the core itself trusts
+
+        authorities = Path(os.environ.get("SSL_CERT_FILE") or certifi.where()).absolute()
+        return cls(gateway.state_dir, gateway.runtime_dir / "nginx", gateway.core_socket, Path.cwd(), authorities)
 
     @classmethod
     def portable(cls, prefix: Path = PORTABLE_PREFIX) -> Layout:
@@ -42,6 +48,24 @@ class Layout(msgspec.Struct, frozen=True):
     @property
     def script(self) -> Path:
         return self.runtime / "throttle.js"
+
+    @property
+    def replies(self) -> Path:
+        """The script that edits requests and watches replies."""
+        return self.runtime / "replies.js"
+
+    @property
+    def mark(self) -> Path:
+        """The secret that nginx shows to the core."""
+        return self.runtime / "mark.conf"
+
+    def core(self, worker: int) -> Path:
+        """The socket of one of the core's workers."""
+        return self.socket if worker == 0 else self.socket.with_name(f"core-{worker}.sock")
+
+    def reports(self, worker: int) -> Path:
+        """Where nginx reports to one of the core's workers."""
+        return self.socket.with_name(f"reports-{worker}.sock")
 
     @property
     def pid_file(self) -> Path:

@@ -55,9 +55,11 @@ def _maps() -> list[str]:
         'map $request_uri $headrace_path { default ""; "~^(?<headrace_plain_path>[^?#]*)" $headrace_plain_path; }',
         'map $request $headrace_method { default ""; "~^(?<headrace_first_word>[A-Z]+) " $headrace_first_word; }',
         'map $status $headrace_status { default 0; "~^[1-9]" $status; }',
-        'map $upstream_status $headrace_upstream_status { default null; "~^[1-9][0-9]*$" $upstream_status; }',
+        "# Of several servers visited (the core, then backends) the last one counts.",
+        "map $upstream_status $headrace_upstream_status "
+        '{ default null; "~(?<headrace_last_status>[1-9][0-9]*)$" $headrace_last_status; }',
         "map $upstream_response_time $headrace_upstream_duration "
-        '{ default null; "~^[0-9.]+$" $upstream_response_time; }',
+        '{ default null; "~(?<headrace_last_time>[0-9.]+)$" $headrace_last_time; }',
         "map $request_completion $headrace_completed { default false; OK true; }",
     ]
 

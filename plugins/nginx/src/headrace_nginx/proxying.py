@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from headrace.front import AGAIN_PATH
+
 from .answers import METHODS
 from .config import NginxConfig
 from .layout import Layout
@@ -23,12 +25,10 @@ LEAST_READ_SECONDS = 660.0
 ACCEL_HEADERS = ("X-Accel-Redirect", "X-Accel-Buffering", "X-Accel-Limit-Rate", "X-Accel-Expires", "X-Accel-Charset")
 INTERNAL_HEADERS = (
     *ACCEL_HEADERS,
-    "X-Headrace-Attempt",
-    "X-Headrace-Client",
-    "X-Headrace-Delivery",
-    "X-Headrace-Outcome",
-    "X-Headrace-Target",
-    "X-Headrace-Token",
+    "X-Headrace-Exchange",
+    "X-Headrace-Failed",
+    "X-Headrace-Mark",
+    "X-Headrace-Retry-After",
 )
 """Names that mean something between nginx and the core: a client's own are dropped."""
 FORWARDED_HEADERS = (
@@ -76,12 +76,20 @@ def _variable(header: str) -> str:
     return header.lower().replace("-", "_")
 
 
-def upstream(layout: Layout) -> list[str]:
-    """The core, over its unix socket."""
-    socket = quoted_path(layout.socket, "socket of the core", "unix:")
+def upstream(layout: Layout, workers: int) -> list[str]:
+    """The core, over the unix sockets of its workers. Requests with one key go to the same one while it lives."""
+    sockets = [quoted_path(layout.core(number), "socket of the core", "unix:") for number in range(workers)]
+    shared = [
+        "map $http_authorization $headrace_bearer "
+        '{ default $http_authorization; "~*^\\s*bearer\\s+(?<headrace_key>\\S+)" $headrace_key; }',
+        'map $headrace_bearer $headrace_credential { default $headrace_bearer; "" $http_x_api_key; }',
+        'map $headrace_credential $headrace_whose { default $headrace_credential; "" $remote_addr; }',
+    ]
     return [
+        *(shared if workers > 1 else []),
         "upstream headrace_core {",
-        f"    server {socket} max_fails=0;",
+        *(["    hash $headrace_whose consistent;"] if workers > 1 else []),
+        *(f"    server {socket} max_fails=0;" for socket in sockets),
         "    keepalive 64;",
         f"    keepalive_timeout {IDLE_SECONDS}s;",
         "}",
@@ -96,14 +104,59 @@ def security_headers(config: NginxConfig) -> list[str]:
     return lines
 
 
-def to_core(gateway: Gateway, config: NginxConfig) -> list[str]:
-    """Everything in the location that proxies to the core."""
+def to_core(gateway: Gateway, config: NginxConfig, *, hands_over: bool) -> list[str]:
+    """Everything in the location that proxies to the core. With `hands_over`, the core may hand requests over."""
+    obeyed = (
+        "# The core may name the location in which a request goes on: its answers that come from a backend cannot."
+        if hands_over
+        else "# Answers of the core pass as they are. They may come from a backend: none may steer nginx."
+    )
     return [
         "if ($headrace_refused) { return 405; }",
         "",
         "proxy_pass http://headrace_core;",
+        *_asked(gateway, config, _marks() if hands_over else []),
+        "",
+        obeyed,
+        "proxy_intercept_errors off;",
+        f"proxy_ignore_headers {' '.join(ACCEL_HEADERS[1:] if hands_over else ACCEL_HEADERS)};",
+        *(["proxy_hide_header X-Headrace-Report;"] if hands_over else []),
+    ]
+
+
+def asked_again(gateway: Gateway, config: NginxConfig) -> list[str]:
+    """The location in which the core is asked what to do about a backend that failed. It has the body already."""
+    given = [
+        *_marks(),
+        ("X-Headrace-Failed", "$headrace_failed"),
+        ("X-Headrace-Retry-After", "$headrace_retry_after"),
+        ("Content-Length", '""'),
+    ]
+    return [
+        'set $headrace_failed "$upstream_status|$upstream_connect_time|$upstream_header_time";',
+        "set $headrace_retry_after $upstream_http_retry_after;",
+        'set $headrace_group "";',
+        f"set $headrace_again {AGAIN_PATH};",
+        "proxy_pass http://headrace_core$headrace_again;",
+        "proxy_pass_request_body off;",
+        *_asked(gateway, config, given),
+        "proxy_intercept_errors off;",
+        f"proxy_ignore_headers {' '.join(ACCEL_HEADERS[1:])};",
+        "proxy_hide_header X-Headrace-Report;",
+    ]
+
+
+def _marks() -> list[tuple[str, str]]:
+    """What shows the core that a request came through us."""
+    return [("X-Headrace-Mark", "$headrace_mark"), ("X-Headrace-Exchange", "$request_id")]
+
+
+def _asked(gateway: Gateway, config: NginxConfig, given: list[tuple[str, str]]) -> list[str]:
+    """How the core is asked, wherever it is."""
+    workers = gateway.config.server.workers
+    return [
         "proxy_http_version 1.1;",
-        *_request_headers(),
+        *_request_headers(given),
         "",
         "# The body is taken in whole before the core is bothered; the answer leaves chunk by chunk as it comes.",
         "proxy_request_buffering on;",
@@ -113,16 +166,16 @@ def to_core(gateway: Gateway, config: NginxConfig) -> list[str]:
         "# A client that leaves takes its request to the core along.",
         "proxy_ignore_client_abort off;",
         *_timeouts(gateway, config),
-        "# Requests are never sent twice: the core decides what may be tried again.",
-        "proxy_next_upstream off;",
-        "",
-        "# Answers of the core pass as they are. They may come from a backend: none may steer nginx.",
-        "proxy_intercept_errors off;",
-        f"proxy_ignore_headers {' '.join(ACCEL_HEADERS)};",
+        *(
+            ["# A worker that is not there is passed by; one that has the request is not asked twice."]
+            if workers > 1
+            else ["# Requests are never sent twice: the core decides what may be tried again."]
+        ),
+        f"proxy_next_upstream {'error' if workers > 1 else 'off'};",
     ]
 
 
-def _request_headers() -> list[str]:
+def _request_headers(more: list[tuple[str, str]]) -> list[str]:
     """Who the client is, said by nginx alone: set, never appended to what the client sent."""
     given = [
         ("Host", "$headrace_host"),
@@ -131,11 +184,13 @@ def _request_headers() -> list[str]:
         ("X-Forwarded-For", "$remote_addr"),
         ("X-Forwarded-Proto", "$scheme"),
         ("X-Request-ID", "$headrace_request_id"),
+        *more,
     ]
+    said = {name for name, _ in more}
     return [
         *(f"proxy_set_header {name} {value};" for name, value in given),
         "# Names that mean something between nginx and the core, or claim to be somebody else: dropped.",
-        *(f'proxy_set_header {name} "";' for name in (*INTERNAL_HEADERS, *FORWARDED_HEADERS)),
+        *(f'proxy_set_header {name} "";' for name in (*INTERNAL_HEADERS, *FORWARDED_HEADERS) if name not in said),
     ]
 
 

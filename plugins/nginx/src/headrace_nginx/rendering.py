@@ -9,11 +9,12 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from . import limits, logs, proxying
+from . import limits, logs, offloading, proxying
 from .answers import Answer, answers, error_pages
 from .answers import maps as answer_maps
 from .binary import Platform
 from .config import NginxConfig
+from .handover import Handover
 from .layout import Layout
 from .quoting import duration, quoted_path, size
 
@@ -27,8 +28,8 @@ TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 PLACES = ("http", "server", "location")
 
 
-def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: Layout) -> str:
-    """The whole configuration file.
+def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: Layout, handover: Handover | None) -> str:
+    """The whole configuration file. Without a `handover` the core delivers every answer.
 
     Raises:
         ValueError: a path or a fragment cannot stand in an nginx configuration.
@@ -43,12 +44,20 @@ def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: La
         *proxying.maps(),
         *answer_maps(found),
         "",
-        *proxying.upstream(layout),
+        *proxying.upstream(layout, gateway.config.server.workers),
+        *(["", *offloading.in_http(handover, layout)] if handover is not None else []),
         *_fragment(fragments, "http"),
-        *_server(gateway, config, platform, layout, found, fragments),
+        *_server(gateway, config, platform, layout, handover, found, fragments),
         *(_redirect_server(config, found) if config.redirect_port else ()),
     ]
-    lines = [HEADER, "", *_main(config, platform, layout), *block("events", _events(config)), "", *block("http", http)]
+    lines = [
+        HEADER,
+        "",
+        *_main(config, platform, layout, handover is not None),
+        *block("events", _events(config)),
+        "",
+        *block("http", http),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +85,7 @@ def _fragment(fragments: Mapping[str, list[str]], place: str) -> list[str]:
     return ["", "# added by plugins (hook nginx_fragments)", *fragments[place]] if fragments[place] else []
 
 
-def _main(config: NginxConfig, platform: Platform, layout: Layout) -> list[str]:
+def _main(config: NginxConfig, platform: Platform, layout: Layout, scripted: bool) -> list[str]:
     error_log = layout.log_file(config.error_log)
     lines = [
         "# The supervisor watches the master process, so it stays in the foreground.",
@@ -92,7 +101,7 @@ def _main(config: NginxConfig, platform: Platform, layout: Layout) -> list[str]:
             "# Started by root, workers stay root: nobody else may open the socket of the core.",
             f"user {platform.user};",
         ]
-    if limits.needs_njs(config.throttle) and platform.njs not in (None, "builtin"):
+    if (scripted or limits.needs_njs(config.throttle)) and platform.njs not in (None, "builtin"):
         lines += [f'load_module "{platform.njs}";']
     return [*lines, ""]
 
@@ -134,12 +143,13 @@ def _server(
     config: NginxConfig,
     platform: Platform,
     layout: Layout,
+    handover: Handover | None,
     found: list[Answer],
     fragments: Mapping[str, list[str]],
 ) -> list[str]:
     headers = proxying.security_headers(config)
     location = [
-        *proxying.to_core(gateway, config),
+        *proxying.to_core(gateway, config, hands_over=handover is not None),
         *headers,
         *limits.in_location(config.throttle, platform),
         *_fragment(fragments, "location"),
@@ -153,6 +163,7 @@ def _server(
         *_fragment(fragments, "server"),
         "",
         *block("location /", location),
+        *(offloading.locations(handover, gateway, config, layout) if handover is not None else []),
     ]
     return ["", *block("server", lines)]
 

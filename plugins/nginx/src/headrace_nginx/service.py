@@ -18,12 +18,18 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from headrace import front
+from headrace.delivery import UNFINISHED, Cut
+from headrace.dialects import OPENAI
 from headrace.errors import HeadraceError, PluginError
 from headrace.supervisor import Process
 
-from . import keeper, limits
+from . import handover, keeper, limits
 from .binary import Nginx, NoNginx, find
 from .config import NginxConfig
+from .handover import Handover
 from .layout import Layout
 from .rendering import render
 
@@ -45,6 +51,8 @@ class Service:
         self.gateway = gateway
         self.layout = Layout.of(gateway)
         self._found: Nginx | NoNginx | None = None
+        self._planned: list[Handover | None] = []
+        self._secret = ""
 
     def nginx(self) -> Nginx:
         """The nginx to run. Raises NoNginx."""
@@ -127,7 +135,7 @@ class Service:
     def render(self) -> str:
         """The configuration for this machine. Raises NoNginx, HeadraceError."""
         try:
-            return render(self.gateway, self.config, self.nginx().platform, self.layout)
+            return render(self.gateway, self.config, self.nginx().platform, self.layout, self.handover())
         except ValueError as error:
             raise HeadraceError(f"{self.gateway.source}: [plugins.nginx] {error}") from error
 
@@ -139,7 +147,36 @@ class Service:
         """
         with self._checked() as path:
             path.replace(self.layout.config_file)
+            found = self.handover()
+            if found is None:
+                self._front_file.unlink(missing_ok=True)
+            else:
+                front.write(self._front_file, found.front(self._mark(found)))
         self._say_what_is_missing()
+
+    @property
+    def _front_file(self) -> Path:
+        return self.gateway.runtime_dir / front.FRONT_FILE
+
+    def handover(self) -> Handover | None:
+        """What the core may hand over to this nginx; None if nothing."""
+        if not self._planned:
+            self._planned = [self._plan()]
+        return self._planned[0]
+
+    def _plan(self) -> Handover | None:
+        if not handover.wanted(self.gateway) or handover.why_not(self.nginx().platform):
+            return None
+        found = handover.lanes(self.gateway, resolved=True)
+        workers, before = self.gateway.config.server.workers, front.read(self._front_file)
+        reports = handover.report_addresses(self.layout, workers, before)
+        return handover.plan(self.gateway, reports, found, (self.config.request_headers, self.config.response_headers))
+
+    def _mark(self, found: Handover) -> str:
+        """A secret of this gateway that changes with what nginx can do: an old worker is not taken for a new one."""
+        before = front.read(self._front_file)
+        secret = self._secret = self._secret or (before.mark.partition("-")[0] if before else handover.new_secret())
+        return f"{secret}-{found.digest}"
 
     def check(self) -> None:
         """Ask nginx about the configuration, and leave the one in place alone. Raises HeadraceError."""
@@ -166,6 +203,10 @@ class Service:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if limits.needs_njs(self.config.throttle):
                 _write(self.layout.script, script())
+            found = self.handover()
+            if found is not None:
+                _write(self.layout.replies, replies_script())
+                _write(self.layout.mark, f'map $pid $headrace_mark {{ default "{self._mark(found)} $pid"; }}\n')
         except OSError as error:
             raise HeadraceError(f"nginx's files cannot be written: {error}") from error
         if self.config.tls and self.config.certificate is None:
@@ -196,6 +237,9 @@ class Service:
             logger.warning("nginx -t: %s", said)
 
     def _say_what_is_missing(self) -> None:
+        reason = handover.why_not(self.nginx().platform)
+        if reason and handover.wanted(self.gateway):
+            logger.warning("every answer is delivered by the core, none by nginx: %s", reason)
         if limits.needs_njs(self.config.throttle) and self.nginx().platform.njs is None:
             logger.warning(
                 "this nginx has no njs: [plugins.nginx.throttle] counts callers by address instead of by key "
@@ -267,6 +311,16 @@ class Service:
 def _listens(config: str) -> list[str]:
     """The addresses of a rendered configuration."""
     return re.findall(r"^\s*listen (\S+?);?(?: |$)", config, re.MULTILINE)
+
+
+def replies_script() -> str:
+    """The njs script that edits requests and watches replies, with the events that end a cut stream."""
+    broken, unfinished = (
+        msgspec.json.encode(OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode()).decode()
+        for why in ("The connection to the backend broke.", UNFINISHED)
+    )
+    text = resources.files(__package__).joinpath("replies.js").read_text("utf-8")
+    return f"const BROKEN = {broken}, UNFINISHED = {unfinished};\n{text}"
 
 
 def script() -> str:

@@ -1,0 +1,175 @@
+"""Requests that nginx delivers: handed over with a redirect; ended by its report, or given back to be tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from . import front
+from .connection import ClientLeft, Connection
+from .delivery import UNFINISHED, Cut
+from .errors import GatewayError, Unavailable
+from .exchange import Attempt, Exchange, Headers, header
+from .verdict import Failure, as_error
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from .gateway import Gateway
+    from .reporting import Reporting
+
+
+class Watched(msgspec.Struct):
+    """What nginx's script saw of a reply: pieces, bytes, the last of them, and whether the backend broke off."""
+
+    events: int
+    size: int
+    tail: str
+    cut: bool = False
+
+
+class Report(msgspec.Struct):
+    """How a request ended at nginx."""
+
+    id: str
+    pid: int
+    status: int
+    bytes: int
+    completed: bool
+    header_time: str = ""
+    """`$upstream_header_time`: one for each server visited, in seconds; the last one is the backend's."""
+    watched: tuple[Watched, ...] = ()
+    """One, where the reply was watched."""
+
+
+class GivenBack(msgspec.Struct):
+    """A backend failed before its first byte: nginx waits for what to do, on this connection."""
+
+    connection: Connection
+    failure: Failure
+
+
+class ReportLost(GatewayError):
+    """nginx took a request and never said how it ended."""
+
+    status, type, code = 502, "upstream_error", "report_lost"
+
+
+class Pending(msgspec.Struct):
+    """A request that nginx has."""
+
+    future: asyncio.Future[Report | GivenBack]
+    deadline: float
+    pid: int
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """How one try is handed to nginx: under which key, to which of its workers, and what it is told."""
+
+    key: str
+    pid: int
+    headers: Headers
+
+
+async def hand_over(attempt: Attempt, handover: Handover, reporting: Reporting, connection: Connection) -> Report:
+    """Let nginx ask the backend and stream the reply; wait until it is over.
+
+    Raises:
+        GatewayError: the backend failed before its first byte, and the request is ours again.
+        ReportLost: nobody can say how it ended.
+    """
+    exchange = attempt.exchange
+    pending = reporting.expect(exchange, handover.key, attempt.target, handover.pid)
+    handed = time.perf_counter()
+    try:
+        await connection.hand_over(handover.headers)
+        ended = await pending.future
+    except ReportLost:
+        exchange.usage = exchange.estimate(_at_most(exchange))
+        raise
+    finally:
+        reporting.forget(handover.key)
+    if isinstance(ended, GivenBack):
+        connection.adopt(ended.connection)
+        raise as_error(ended.failure, attempt.target)
+    exchange.first_byte_at = _first_byte(ended, handed)
+    return ended
+
+
+def _first_byte(report: Report, handed: float) -> float | None:
+    """When the backend's head arrived, on our clock."""
+    with contextlib.suppress(ValueError):
+        return handed + float(report.header_time.rpartition(" ")[2])
+    return None
+
+
+def conclude(exchange: Exchange, report: Report, connection: Connection) -> None:
+    """Take over what nginx reports, as if the core had delivered the reply itself.
+
+    Raises:
+        Cut: the backend broke off.
+        ClientLeft: the client did not wait for the end.
+    """
+    connection.status = report.status
+    connection.bytes_sent = report.bytes
+    cut = any(_look_at(seen, report, exchange, connection) for seen in report.watched)
+    exchange.close_taps(report.completed and not cut)
+    if cut:
+        raise Cut(f"The answer is incomplete. {UNFINISHED}")
+    if not report.completed:
+        connection.left = True
+        raise ClientLeft
+
+
+def _look_at(seen: Watched, report: Report, exchange: Exchange, connection: Connection) -> bool:
+    """Take over what was seen of the reply. Returns whether the backend broke it off."""
+    connection.bytes_sent = seen.size
+    if not 200 <= report.status < 300:
+        return seen.cut
+    dialect, tail = exchange.endpoint.dialect, seen.tail.encode()
+    exchange.events = seen.events if exchange.streaming else 0
+    exchange.usage = dialect.usage(tail)
+    return seen.cut or (report.completed and exchange.streaming and not dialect.is_complete(tail))
+
+
+def _at_most(exchange: Exchange) -> int:
+    """How many tokens an answer may have had of which nothing is known."""
+    peek = exchange.peek
+    return getattr(peek, "max_completion_tokens", None) or getattr(peek, "max_tokens", None) or 0
+
+
+async def take_back(scope: Scope, receive: Receive, send: Send, gateway: Gateway) -> bool:
+    """Answer nginx's question what to do next, in the name of the exchange it belongs to.
+
+    Returns whether it was one: it comes over our socket and shows the mark.
+
+    Raises:
+        Unavailable: nobody here knows the exchange.
+    """
+    headers = scope["headers"]
+    mark, key = header(headers, front.MARK), header(headers, front.EXCHANGE)
+    if scope["client"] is not None or not mark or not key or gateway.reporting.seat(mark.encode()) is None:
+        return False
+    connection = Connection(scope, receive, send)
+    if gateway.reporting.give_back(key, GivenBack(connection, _failure(headers))):
+        await connection.released()
+        return True
+    raise Unavailable("The gateway was restarted while it waited for a backend.", headers={"Retry-After": "1"})
+
+
+def _failure(headers: Headers) -> Failure:
+    """What `front.FAILED` says: for each server visited a value, the last one is the backend's."""
+    values = [
+        each.replace(",", " ").split()[-1:] or ["-"] for each in (header(headers, front.FAILED) or "||").split("|")
+    ]
+    status, connect_time, header_time = (each[0] for each in (*values, ["-"], ["-"], ["-"])[:3])
+    return Failure(
+        int(status) if status.isdigit() else 502,
+        connected=connect_time != "-",
+        answered=header_time != "-",
+        retry_after=header(headers, front.RETRY_AFTER) or None,
+    )

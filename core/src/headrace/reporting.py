@@ -1,0 +1,212 @@
+"""The reports of the nginx in front of us: who they come from, where they arrive, and what waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from . import front as wire
+from .exchange import Exchange, Target
+from .offload import GivenBack, Pending, Report, ReportLost
+from .sockets import bind_datagrams
+
+logger = logging.getLogger("headrace.reporting")
+
+SWEEP_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""How often the disk is asked about marks that are not known."""
+SEATS_KEPT = 256
+DRAIN_AT_ONCE = 256
+"""Reports that are read before anything else gets its turn."""
+MARGIN_SECONDS = 30.0
+_ID = re.compile(r"[0-9a-f]{32}")
+_REPORT = msgspec.json.Decoder(Report)
+
+
+class Seat:
+    """One worker process of an nginx in front of us. It is `proven` once a report of it has arrived."""
+
+    __slots__ = ("front", "pid", "proven", "visible")
+
+    def __init__(self, front: wire.Front, pid: int) -> None:
+        self.front = front
+        self.pid = pid
+        self.proven = False
+        self.visible = _is_alive(pid)
+        """Whether we can see the process at all: it may live in another container."""
+
+    @property
+    def gone(self) -> bool:
+        return self.visible and not _is_alive(self.pid)
+
+
+class Reporting:
+    """One per gateway; made without I/O, opened by `open`.
+
+    Attributes:
+        lost: requests whose report never came.
+        unknown: reports of requests that nobody here waits for.
+    """
+
+    def __init__(self, runtime_dir: Path, worker: int, timeout: float) -> None:
+        self._front_file = runtime_dir / wire.FRONT_FILE
+        self._worker = worker
+        self._timeout = timeout
+        self._seats: dict[bytes, Seat] = {}
+        self._pending: dict[str, Pending] = {}
+        self._sockets: dict[str, socket.socket] = {}
+        self._refused: set[str] = set()
+        self._looked = float("-inf")
+        self._sweep: asyncio.TimerHandle | None = None
+        self.lost = 0
+        self.unknown = 0
+
+    def open(self) -> None:
+        """Begin to listen and to look for what is overdue. Call it in the loop."""
+        self._loop = asyncio.get_running_loop()
+        front = wire.read(self._front_file)
+        if front is not None:
+            self._listens(front)
+        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
+
+    def close(self) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for listener in self._sockets.values():
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        self._sockets.clear()
+
+    # --- who is in front -----------------------------------------------------------------------------------------
+
+    def seat(self, mark: bytes) -> Seat | None:
+        """The nginx worker that shows this mark; None if no nginx of ours does."""
+        return self._seats.get(mark) or self._new_seat(mark)
+
+    def _new_seat(self, mark: bytes) -> Seat | None:
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS and not self._sockets:
+            return None
+        self._looked = now
+        secret, _, pid = mark.decode("latin-1").partition(" ")
+        front = wire.read(self._front_file)
+        if front is None or front.mark != secret or not pid.isdecimal() or not self._listens(front):
+            return None
+        while len(self._seats) >= SEATS_KEPT:
+            del self._seats[next(iter(self._seats))]
+        seat = self._seats[mark] = Seat(front, int(pid))
+        return seat
+
+    def _listens(self, front: wire.Front) -> bool:
+        if self._worker >= len(front.reports):
+            return False
+        address = front.reports[self._worker]
+        if address not in self._sockets:
+            try:
+                listener = bind_datagrams(address)
+            except OSError as error:
+                if address not in self._refused:
+                    logger.error(
+                        "answers are delivered by the core: cannot listen for reports on %s: %s", address, error
+                    )
+                self._refused.add(address)
+                return False
+            self._sockets[address] = listener
+            self._loop.add_reader(listener.fileno(), self._read, listener)
+        return True
+
+    # --- what waits ----------------------------------------------------------------------------------------------
+
+    def expect(self, exchange: Exchange, key: str, target: Target, pid: int) -> Pending:
+        """From now on a report may come."""
+        seconds = self._timeout
+        if not exchange.streaming:
+            limits = target.timeouts
+            seconds = min(seconds, limits.connect + limits.first_byte + limits.idle + MARGIN_SECONDS)
+        pending = Pending(self._loop.create_future(), self._loop.time() + seconds, pid)
+        self._pending[key] = pending
+        return pending
+
+    def forget(self, key: str) -> None:
+        self._pending.pop(key, None)
+
+    def give_back(self, key: str, given: GivenBack) -> bool:
+        """nginx asks what to do next. False if nobody knows the request."""
+        pending = self._pending.get(key)
+        if pending is None or pending.future.done():
+            return False
+        pending.future.set_result(given)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    # --- what arrives --------------------------------------------------------------------------------------------
+
+    def _read(self, listener: socket.socket) -> None:
+        for _ in range(DRAIN_AT_ONCE):
+            try:
+                data = listener.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logger.error("reports cannot be read: %s", error)
+                return
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """One datagram: a syslog header, and our JSON object."""
+        try:
+            report = _REPORT.decode(data[data.index(b"{") :])
+        except (ValueError, msgspec.MsgspecError) as error:
+            logger.error("a report of nginx cannot be read: %s", error)
+            return
+        pending = self._pending.get(report.id)
+        if pending is None:
+            self._prove(report.pid)
+        elif not pending.future.done():
+            pending.future.set_result(report)
+
+    def _prove(self, pid: int) -> None:
+        self.unknown += 1
+        for seat in self._seats.values():
+            if seat.pid == pid:
+                seat.proven = True
+
+    def _look_after(self) -> None:
+        """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave."""
+        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
+        now = self._loop.time()
+        gone = {seat.pid for seat in self._gone()}
+        for pending in list(self._pending.values()):
+            if (now >= pending.deadline or pending.pid in gone) and not pending.future.done():
+                self.lost += 1
+                pending.future.set_exception(ReportLost("The front server did not report how the answer ended."))
+        if gone:
+            self._seats = {mark: seat for mark, seat in self._seats.items() if seat.pid not in gone}
+
+    def _gone(self) -> Iterator[Seat]:
+        return (seat for seat in self._seats.values() if seat.gone)
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+    return True
+
+
+def is_key(text: str | None) -> bool:
+    """Whether this can be nginx's id of a request."""
+    return text is not None and _ID.fullmatch(text) is not None

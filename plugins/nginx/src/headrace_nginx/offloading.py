@@ -1,0 +1,186 @@
+"""Delivering answers: the blocks by which nginx asks the backends the core names, and reports how it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace import front
+from headrace.delivery import NOT_OURS
+from headrace.front import Lane
+
+from .config import NginxConfig
+from .handover import Handover
+from .layout import Layout
+from .proxying import ACCEL_HEADERS, asked_again, security_headers
+from .quoting import check_text, duration, quoted_path
+
+if TYPE_CHECKING:
+    from headrace.gateway import Gateway
+
+HIDDEN = sorted(
+    {name.decode() for name in NOT_OURS}
+    - {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "content-length", "upgrade", "date", "server"}
+    | {f"access-control-{name}" for name in ("allow-credentials", "allow-headers", "allow-methods", "allow-origin")}
+    | {f"access-control-{name}" for name in ("expose-headers", "max-age", "request-headers", "request-method")}
+    | {"access-control-allow-private-network", *(name for name in front.CARRIED if name.startswith("x-"))}
+)
+"""Headers of backends that are the gateway's own to say; nginx itself takes care of the hop-by-hop ones."""
+TRY_AGAIN = " ".join(map(str, (*range(300, 309), 401, 403, 407, 408, 429, *range(500, 531), 598, 599)))
+"""Statuses that another backend might better, or that are the operator's business: the core decides what to do."""
+WATCHING = ("", "_watched", "_edited")
+"""Endings of location names: as it is, with a look at the reply, and also with an edited request."""
+REPORT = (
+    '{"id":"$request_id","pid":$pid,"status":$headrace_status,"bytes":$body_bytes_sent,'
+    '"completed":$headrace_completed,"header_time":"$upstream_header_time","watched":[$headrace_seen]}'
+)
+
+
+def _variable(header: str) -> str:
+    return header.lower().replace("-", "_")
+
+
+def in_http(handover: Handover, layout: Layout) -> list[str]:
+    """Variables, reports, backends."""
+    return [
+        "# Answers that nginx delivers for the core: see the locations whose names begin with @headrace.",
+        "uninitialized_variable_warn off;",
+        "variables_hash_bucket_size 128;",
+        "variables_hash_max_size 2048;",
+        f"include {quoted_path(layout.mark, 'mark file')};",
+        f"js_import headrace_replies from {quoted_path(layout.replies, 'script')};",
+        "js_set $headrace_body headrace_replies.body;",
+        "js_set $headrace_watched headrace_replies.watched;",
+        *_maps(handover),
+        *_reports(handover),
+        "",
+        *(line for group in {lane.group: lane for lane in handover.lanes}.values() for line in _group(group)),
+    ]
+
+
+def _maps(handover: Handover) -> list[str]:
+    """What is sent to a backend: the client's own, unless the core says otherwise."""
+    own = (name for name in front.FORWARDED if name != "content-type")
+    return [
+        'map $headrace_send_content_type $headrace_sent_content_type { default $headrace_send_content_type; "" '
+        "$headrace_content_type; }",
+        'map $content_type $headrace_content_type { default $content_type; "" application/json; }',
+        *(
+            f"map $headrace_send_{_variable(name)} $headrace_sent_{_variable(name)} "
+            f'{{ default $headrace_send_{_variable(name)}; "" $http_{_variable(name)}; }}'
+            for name in own
+        ),
+        'map $headrace_host $headrace_host_name { default $headrace_host; "~^(?<headrace_name>.+):[0-9]+$" '
+        "$headrace_name; }",
+        "# A report tells of an answer that nginx delivered, of a client that left, and of what the core asks for.",
+        'map $headrace_watch $headrace_seen { default $headrace_watched; "" ""; }',
+        'map "$status:$headrace_group$upstream_http_x_headrace_report" $headrace_reported '
+        '{ default 1; "~^499:" 1; "~:$" 0; }',
+        'map $upstream_addr $headrace_worker { default 0; "~.*/core-(?<headrace_number>[0-9]+)\\.sock" '
+        "$headrace_number; }",
+    ]
+
+
+def _reports(handover: Handover) -> list[str]:
+    lines = [f"log_format headrace_report escape=none '{REPORT}';"]
+    for number, address in enumerate(handover.reports):
+        lines += [
+            f'map "$headrace_reported:$headrace_worker" $headrace_report_{number} {{ default 0; "1:{number}" 1; }}',
+            f'access_log "syslog:server={check_text(address, "report address")},nohostname,tag=headrace" '
+            f"headrace_report if=$headrace_report_{number};",
+        ]
+    return lines
+
+
+def _group(lane: Lane) -> list[str]:
+    if lane.address.startswith("unix:"):
+        server = f'"{check_text(lane.address, "socket of a backend")}"'
+    else:
+        server = check_text(lane.address, "address of a backend")
+    keep = ["    keepalive 64;", f"    keepalive_timeout {duration(lane.keep_alive)};"] if lane.keep_alive else []
+    return [
+        f"upstream {lane.group} {{",
+        f"    zone {lane.group} 64k;",
+        f"    server {server} max_fails=0 max_conns={lane.max_connections};",
+        *keep,
+        "}",
+    ]
+
+
+def locations(handover: Handover, gateway: Gateway, config: NginxConfig, layout: Layout) -> list[str]:
+    """One for each way of asking a backend, and the one in which the core is asked what to do next."""
+    by_name = {lane.location: lane for lane in handover.lanes}
+    lines: list[str] = []
+    for lane in by_name.values():
+        for ending in WATCHING:
+            inside = _location(lane, ending, handover, config, layout)
+            lines += ["", f"location {lane.location}{ending} {{", *(f"    {line}" for line in inside), "}"]
+    again = [*asked_again(gateway, config), *security_headers(config)]
+    return [*lines, "", "location @headrace_again {", *(f"    {line}" for line in again), "}"] if lines else []
+
+
+def _location(lane: Lane, ending: str, handover: Handover, config: NginxConfig, layout: Layout) -> list[str]:
+    edited, watched = ending == "_edited", ending != ""
+    return [
+        *_told(handover, edited=edited, watched=watched),
+        f"proxy_pass {'https' if lane.tls else 'http'}://$headrace_group$headrace_uri;",
+        *(["proxy_set_body $headrace_body;"] if edited else []),
+        *_request_headers(handover),
+        *(_tls(lane, layout) if lane.tls else []),
+        f"proxy_connect_timeout {duration(lane.connect)};",
+        f"proxy_read_timeout {duration(lane.read)};",
+        f"proxy_send_timeout {duration(lane.read)};",
+        "proxy_http_version 1.1;",
+        "proxy_buffering off;",
+        "proxy_buffer_size 16k;",
+        "proxy_buffers 8 16k;",
+        "proxy_next_upstream off;",
+        "# A backend steers nobody, and what is the gateway's to say it does not say.",
+        f"proxy_ignore_headers {' '.join(ACCEL_HEADERS)};",
+        *(f"proxy_hide_header {name};" for name in HIDDEN),
+        "proxy_intercept_errors on;",
+        "recursive_error_pages on;",
+        f"error_page {TRY_AGAIN} = @headrace_again;",
+        *(f"add_header {name} $headrace_carried_{_variable(name)} always;" for name in handover.response_headers),
+        "add_header X-Request-ID $headrace_request_id always;",
+        *security_headers(config),
+        *(["js_body_filter headrace_replies.filter buffer_type=buffer;"] if watched else []),
+    ]
+
+
+def _told(handover: Handover, *, edited: bool, watched: bool) -> list[str]:
+    """What the core says in the headers of its redirect: they are gone once the backend is asked."""
+    names = ["group", "uri", "host", "authorization", *(["watch"] if watched else []), *(["edits"] if edited else [])]
+    sent = [f"send_{_variable(name)}" for name in (*front.FORWARDED, *handover.request_headers)]
+    return [
+        *(f"set $headrace_{name} $upstream_http_x_headrace_{name};" for name in (*names, *sent)),
+        *(
+            f"set $headrace_carried_{_variable(name)} $upstream_http_{_variable(name)};"
+            for name in handover.response_headers
+        ),
+    ]
+
+
+def _request_headers(handover: Handover) -> list[str]:
+    given = [
+        ("Host", "$headrace_host"),
+        ("Connection", '""'),
+        ("Authorization", "$headrace_authorization"),
+        ("X-Request-ID", "$headrace_request_id"),
+        ("Accept-Encoding", "identity"),
+        *((name.title(), f"$headrace_sent_{_variable(name)}") for name in front.FORWARDED),
+        *((name.title(), f"$headrace_send_{_variable(name)}") for name in handover.request_headers),
+    ]
+    return ["proxy_pass_request_headers off;", *(f"proxy_set_header {name} {value};" for name, value in given)]
+
+
+def _tls(lane: Lane, layout: Layout) -> list[str]:
+    names = ["proxy_ssl_server_name on;", "proxy_ssl_name $headrace_host_name;", "proxy_ssl_protocols TLSv1.2 TLSv1.3;"]
+    if lane.verify is False:
+        return [*names, "proxy_ssl_verify off;"]
+    trusted = layout.authorities if lane.verify is True else layout.resolve(str(lane.verify))
+    return [
+        *names,
+        "proxy_ssl_verify on;",
+        "proxy_ssl_verify_depth 5;",
+        f"proxy_ssl_trusted_certificate {quoted_path(trusted, 'certificate authorities')};",
+    ]
