@@ -157,17 +157,37 @@ async def test_a_connection_that_closes_under_the_request_can_be_tried_elsewhere
     assert (raised.value.status, raised.value.retryable) == (502, True)
 
 
-async def test_a_stream_that_is_not_read_to_its_end_gives_no_connection_back(upstream: Upstream) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    backend = Backend(head + b"9\r\ndata: a\n\n\r\n")
+async def test_a_request_that_is_cancelled_closes_its_connection_and_is_no_timeout(upstream: Upstream) -> None:
+    backend = Backend()
+    backend.hold = asyncio.Event()
     async with listening(backend) as address:
-        reply = await post(upstream, target(f"http://{address}"))
-        assert reply.stream is not None
-        assert await anext(reply.stream) == b"data: a\n\n"
-        await reply.stream.aclose()  # type: ignore[attr-defined]
-        await reply.aclose()
-        await reply.aclose()
-        await asyncio.wait_for(backend.closed.wait(), 5)
+        asking = asyncio.create_task(post(upstream, target(f"http://{address}")))
+        async with asyncio.timeout(10):
+            while not backend.heads:
+                await asyncio.sleep(0.005)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            backend.hold.set()
+            await backend.closed.wait()
+
+
+async def test_a_cancellation_that_meets_the_first_byte_limit_is_not_swallowed(upstream: Upstream) -> None:
+    backend = Backend()
+    backend.hold = asyncio.Event()
+    async with listening(backend) as address:
+        at = target(f"http://{address}", timeouts=TargetTimeouts(first_byte=0.2))
+
+        async def ask() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_later(0.2, task.cancel)  # fires in the same round as the limit, or before
+            await post(upstream, at)
+
+        asking = asyncio.create_task(ask())
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert asking.cancelled()
 
 
 async def test_a_refused_connection_is_unavailable_and_keeps_the_address_to_the_log(upstream: Upstream) -> None:
@@ -260,6 +280,17 @@ async def test_nothing_is_added_to_the_headers_a_provider_asked_for(upstream: Up
         "host": address, "accept-encoding": "identity", "x-org": "o", "authorization": "Bearer sk-1",
         "content-length": "2", "accept": "*/*",
     }  # fmt: skip
+
+
+async def test_a_headers_bytes_reach_the_backend_as_they_came(upstream: Upstream) -> None:
+    backend = Backend()
+    came = "Z\u00fcrich, \u6771\u4eac".encode()
+    async with listening(backend) as address:
+        headers = {"User-Agent": came.decode("latin-1")}
+        await upstream.send(
+            target(f"http://{address}"), UpstreamRequest(url=f"http://{address}/", headers=headers, body=b"")
+        )
+    assert b": " + came + b"\r\n" in backend.heads[0]
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,11 @@ class Proxy:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.heads: list[bytes] = []
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head)
         line, rest = head.split(b"\r\n", 1)
         self.lines.append(line)
         method, url, version = line.split()
@@ -189,6 +191,50 @@ async def test_a_proxy_is_used_where_the_backend_names_one(
         await upstream.aclose()
     asked = f"CONNECT {address}" if scheme == "https" else f"POST http://{address}/chat"
     assert proxy.lines == [f"{asked} HTTP/1.1".encode()]
+
+
+LOGIN = b"\r\nProxy-Authorization: Basic dXNlcjpwQHNz\r\n"
+"""`user` with the password `p@ss`."""
+
+
+async def test_a_proxy_is_told_its_password_before_a_plain_request(upstream: Upstream) -> None:
+    proxy = Proxy()
+    async with listening(answer) as address, listening(proxy) as between:
+        await post(upstream, target(f"http://{address}", proxy=Secret(f"http://user:p%40ss@{between}")))
+        await upstream.aclose()
+    assert LOGIN in proxy.heads[0]
+
+
+async def test_a_proxy_is_told_its_password_outside_the_tunnel_alone(
+    upstream: Upstream, tls: ssl.SSLContext, certificate: Path
+) -> None:
+    proxy, heads = Proxy(), list[bytes]()
+
+    async def backend(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with listening(backend, ssl=tls) as address, listening(proxy) as between:
+        proxied = Secret(f"http://user:p%40ss@{between}")
+        await post(upstream, target(f"https://{address}", proxy=proxied, verify=str(certificate)))
+        await upstream.aclose()
+    assert LOGIN in proxy.heads[0]
+    assert b"proxy-authorization" not in heads[0].lower()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_password_of_a_proxy_that_refuses_is_not_in_the_log(upstream: Upstream, scheme: str) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with listening(refuse) as between:
+        with pytest.raises(UpstreamError) as raised:
+            await post(upstream, target(f"{scheme}://127.0.0.1:9", proxy=Secret(f"http://user:secret@{between}")))
+    assert raised.value.detail is not None
+    assert "secret" not in raised.value.detail
 
 
 async def test_a_proxy_that_cannot_be_reached_is_unavailable(upstream: Upstream) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,6 +16,7 @@ from .exchange import Attempt, DeliveryName, Exchange, Headers, Target
 from .front import Front, lane_of
 from .offload import Handover
 from .reporting import Seat, is_key
+from .upstream import target_headers
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -104,41 +106,51 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
     """What nginx is told, or why it cannot do it."""
     exchange, request = attempt.exchange, attempt.request
     assert request is not None
+    way = _way(attempt.target, front, request.url)
+    if isinstance(way, str):
+        return way
+    sent = way.usual if request.has_usual_headers else _sent(exchange, request.headers, front)
+    if isinstance(sent, str):
+        return sent
     if request.edits and len(exchange.body) > front.edit_bytes:
         return f"nginx edits bodies up to {front.edit_bytes} bytes"
     for name, _ in exchange.response_headers:
         if name.decode("latin-1") not in front.response_headers:
             return f"nginx does not add the header {name.decode('latin-1')!r} to answers"
-    way = _way(attempt.target, front, request.url)
-    sent = _sent(exchange, request.headers, front)
-    if isinstance(way, str) or isinstance(sent, str):
-        return way if isinstance(way, str) else str(sent)
     watch = b"hide" if request.hides_usage else b"usage" if exchange.wants_usage else b"end" * exchange.streaming
-    suffix = b"_edited" if request.edits else b"_watched" if watch else b""
-    location, *rest = way
-    extra: Headers = [(wire.WATCH, watch)] if watch else []
+    told: Headers = [*way.told, *sent, *exchange.response_headers]
+    if watch:
+        told.append((wire.WATCH, watch))
     if request.edits:
-        extra.append((wire.EDITS, msgspec.json.encode(request.edits)))
-    return [(wire.REDIRECT, location + suffix), *rest, *sent, *extra, *exchange.response_headers, _EMPTY]
+        told.append((wire.EDITS, msgspec.json.encode(request.edits)))
+    told.append((wire.REDIRECT, way.location + (b"_edited" if request.edits else b"_watched" if watch else b"")))
+    return told
 
 
-_EMPTY = (b"content-length", b"0")
+class _Way(msgspec.Struct, frozen=True):
+    """How nginx comes to one path of one backend."""
+
+    location: bytes
+    told: Headers
+    usual: Headers | str
+    """The headers it is told to send if no plugin has changed any, or why it cannot send them."""
 
 
-def _way(target: Target, front: Front, url: str) -> Any:
-    """Which location, group, host and path: worked out once per backend and path."""
-    known = _WAYS.get((target.name, front.mark, url))
+_ways: dict[tuple[str, str, str], tuple[Target, _Way | str]] = {}
+WAYS_KEPT = 4096
+
+
+def _way(target: Target, front: Front, url: str) -> _Way | str:
+    """Worked out once per backend and path."""
+    known = _ways.get((target.name, front.mark, url))
     if known is None or known[0] is not target:
-        if len(_WAYS) > 4096:
-            _WAYS.clear()
-        known = _WAYS[target.name, front.mark, url] = (target, _find_way(target, front, url))
+        if len(_ways) >= WAYS_KEPT:
+            _ways.clear()
+        known = _ways[target.name, front.mark, url] = (target, _find_way(target, front, url))
     return known[1]
 
 
-_WAYS: dict[tuple[str, str, str], tuple[Target, Any]] = {}
-
-
-def _find_way(target: Target, front: Front, url: str) -> Any:
+def _find_way(target: Target, front: Front, url: str) -> _Way | str:
     lane = lane_of(target)
     if lane is None:
         return "the backend is reached through a proxy"
@@ -147,30 +159,31 @@ def _find_way(target: Target, front: Front, url: str) -> Any:
     path = urlsplit(url).path
     if not path.isascii() or not path.isprintable() or " " in path:
         return "nginx cannot ask for this path"
-    return (
-        lane.location.encode(),
-        (wire.GROUP, lane.group.encode()),
-        (wire.HOST, lane.host.encode()),
-        (wire.URI, path.encode()),
-    )
+    told = [(wire.GROUP, lane.group), (wire.HOST, lane.host), (wire.URI, path), (b"content-length", "0")]
+    usual = _named(target_headers(target), front)
+    return _Way(lane.location.encode(), [(name, value.encode()) for name, value in told], usual)
 
 
-def _sent(exchange: Exchange, headers: dict[str, str], front: Front) -> Headers | str:
-    """The headers that nginx would not send by itself."""
-    sent: Headers = []
-    missing = {name for name in wire.FORWARDED if exchange.header(name.encode()) is not None}
+def _named(headers: Mapping[str, str], front: Front) -> Headers | str:
+    """Headers as nginx is told them."""
+    told: Headers = []
     for title, value in headers.items():
         name = title.lower()
-        missing.discard(name)
-        if name in wire.FORWARDED:
-            if value == (exchange.header(name.encode()) or ("application/json" if name == "content-type" else None)):
-                continue
-        elif name == "authorization":
-            sent.append((wire.AUTHORIZATION, value.encode("latin-1")))
-            continue
-        elif (name, value) in (("accept-encoding", "identity"), ("x-request-id", exchange.id)):
-            continue
-        elif name not in front.request_headers:
+        if name == "authorization":
+            told.append((wire.AUTHORIZATION, value.encode("latin-1")))
+        elif name in front.request_headers or name in wire.FORWARDED:
+            told.append((wire.REQUEST_HEADER + name.encode(), value.encode("latin-1")))
+        elif (name, value) != ("accept-encoding", "identity"):
             return f"nginx does not send the header {title!r}"
-        sent.append((wire.REQUEST_HEADER + name.encode(), value.encode("latin-1")))
-    return f"a plugin removed the header {missing.pop()!r}" if missing else sent
+    return told
+
+
+def _sent(exchange: Exchange, headers: Mapping[str, str], front: Front) -> Headers | str:
+    """The headers that nginx would not send by itself, if a plugin may have changed them."""
+    given = {name: value for name in wire.FORWARDED if (value := exchange.header(name.encode())) is not None}
+    asked = {title.lower() for title in headers}
+    removed = next((name for name in given if name not in asked), None)
+    if removed is not None:
+        return f"a plugin removed the header {removed!r}"
+    usual = {"content-type": "application/json", **given, "x-request-id": exchange.id}
+    return _named({title: value for title, value in headers.items() if usual.get(title.lower()) != value}, front)

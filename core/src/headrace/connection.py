@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidRequest, PayloadTooLarge, RequestTimeout
@@ -56,13 +54,14 @@ class Connection:
         declared = self._declared_length()
         if declared is not None and declared > limit:
             raise _too_large(limit)
-        message = await self._next_message(timeout)
-        if not message.get("more_body"):
+        wire = self.scope.get("headrace.wire")
+        message = await (self._next_message(timeout) if wire is None or wire.expects_body else self._receive())
+        if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
             if len(body) > limit:
                 raise _too_large(limit)
             return body
-        return await self._read_rest(message, limit, timeout)
+        return await self._read_rest(self._unless_left(message), limit, timeout)
 
     async def _read_rest(self, message: Any, limit: int, timeout: float) -> bytes:
         parts, size = [message.get("body", b"")], len(message.get("body", b""))
@@ -83,6 +82,9 @@ class Connection:
             raise RequestTimeout(
                 "The request's body did not arrive in time.", headers={"Connection": "close"}
             ) from None
+        return self._unless_left(message)
+
+    def _unless_left(self, message: Any) -> Any:
         if message["type"] == "http.disconnect":
             self.left = True
             raise ClientLeft
@@ -99,15 +101,21 @@ class Connection:
     def watch(self) -> None:
         """From now on, cancel the current task when the client leaves."""
         self._task = asyncio.current_task()
-        self._watch = asyncio.create_task(self._wait_for_departure())
+        wire = self.scope.get("headrace.wire")
+        if wire is None:  # another server's: it can only be asked
+            self._watch = asyncio.create_task(self._wait_for_departure())
+        else:
+            wire.watch(self._departed)
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    def watched(self) -> Connection:
         """What is left behind the context is finished even if the client leaves now: slots are given back in peace."""
-        try:
-            yield
-        finally:
-            self.unwatch()
+        return self
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *exception: object) -> None:
+        self.unwatch()
 
     def unwatch(self) -> None:
         """The client's departure no longer matters."""
@@ -115,10 +123,15 @@ class Connection:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        elif (wire := self.scope.get("headrace.wire")) is not None:
+            wire.watch(None)
 
     async def _wait_for_departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._departed()
+
+    def _departed(self) -> None:
         if self._task is not None:
             self.left = True
             self._task.cancel()

@@ -78,17 +78,40 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
-class UpstreamRequest(msgspec.Struct, kw_only=True):
-    """What one attempt will send. `prepare_attempt` may change the headers."""
+class UpstreamRequest:
+    """What one attempt will send. `prepare_attempt` may change the headers.
 
-    url: str
-    headers: dict[str, str]
-    body: bytes
-    method: str = "POST"
-    edits: Edits = ()
-    """How `body` came out of the client's: what nginx repeats when it sends the request."""
-    hides_usage: bool = False
-    """Whether the usage at the end of the stream was asked for by us alone, and is not shown to the client."""
+    Attributes:
+        edits: how `body` came out of the client's: what nginx repeats when it sends the request.
+        hides_usage: whether the usage at a stream's end was asked for by us alone, and is not shown to the client.
+    """
+
+    __slots__ = ("_headers", "body", "edits", "hides_usage", "method", "url")
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        headers: dict[str, str] | Callable[[], dict[str, str]],
+        body: bytes,
+        method: str = "POST",
+        edits: Edits = (),
+        hides_usage: bool = False,
+    ) -> None:
+        """`headers` may be a function: it is called when somebody looks at them, which nobody may ever do."""
+        self.url, self.body, self.method, self.edits, self.hides_usage = url, body, method, edits, hides_usage
+        self._headers = headers
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if callable(self._headers):
+            self._headers = self._headers()
+        return self._headers
+
+    @property
+    def has_usual_headers(self) -> bool:
+        """Whether nobody has looked at the headers, let alone changed them."""
+        return callable(self._headers)
 
 
 class Reply:
@@ -218,11 +241,15 @@ class Exchange:
         self.events = 0
         """How many pieces of a stream have passed: what its tokens are estimated by if it is cut."""
         self.usage: Usage | None = None
+        self._by_name: dict[bytes, bytes] | None = None
         self._fields: dict[str, msgspec.Raw] | None = None
 
     def header(self, name: bytes) -> str | None:
         """The first value of a request header, by its lower-case name."""
-        return header(self.headers, name)
+        if self._by_name is None:
+            self._by_name = dict(reversed(self.headers))
+        value = self._by_name.get(name)
+        return None if value is None else value.decode("latin-1")
 
     @property
     def streaming(self) -> bool:

@@ -67,7 +67,7 @@ class OpenAIBackend:
         body, edits = edit(exchange.body, exchange.fields, changes) if changes else (exchange.body, ())
         return UpstreamRequest(
             url=target.base_url + PATHS[exchange.endpoint.name],
-            headers=forwarded_headers(exchange, target),
+            headers=lambda: forwarded_headers(exchange, target),
             body=body,
             edits=edits,
             hides_usage=forced,

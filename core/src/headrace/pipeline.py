@@ -36,7 +36,7 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
             await hooks.transform_request(exchange)
             exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
             async with hooks.admit(exchange):
-                async with connection.watched():
+                with connection.watched():
                     exchange.taps = hooks.open_taps(exchange)
                     reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway, connection)
                     if isinstance(reply, Report):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 
 import httptools
@@ -26,6 +27,29 @@ class Protocol(HttpToolsProtocol):
     _in_body = False
     _refusal: GatewayError | None = None
 
+    _on_lost: Callable[[], None] | None = None
+    _lost = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost = True
+        if self._on_lost is not None:
+            self._on_lost()
+
+    @property
+    def expects_body(self) -> bool:
+        """Whether the current request's body is not here yet."""
+        return self.cycle.more_body
+
+    def watch(self, on_lost: Callable[[], None] | None) -> None:
+        """Call this once the client has left; None: nobody needs to know any more."""
+        self._on_lost = on_lost
+        if on_lost is None:
+            return
+        self.flow.resume_reading()  # it is paused behind a large body, and would not see the end
+        if self._lost:
+            on_lost()
+
     def data_received(self, data: bytes) -> None:
         in_head = self._head_bytes
         self._data = data
@@ -38,6 +62,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["headrace.wire"] = self  # type: ignore[typeddict-unknown-key]
         self._head_bytes = 1
         self._in_body = False
 

@@ -1,40 +1,44 @@
-"""The one HTTP client: httpx's API over aiohttp's transport, one connection pool per backend.
+"""The one HTTP client: aiohttp, with one connection pool per backend.
 
-Calls the transport with a prepared `httpx.Request`: no redirects, no cookies, no proxies from the environment.
+No redirects, no cookies, no proxies from the environment; bodies stay as packed as they came.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import base64
 import functools
+import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
+import certifi
+from multidict import CIMultiDict
+from yarl import URL
 
 from .errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
-from .exchange import Exchange, Headers, Reply, Target, UpstreamRequest
+from .exchange import Exchange, Reply, Target, UpstreamRequest
 from .verdict import check, check_first
 
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
+BROKEN = (aiohttp.ClientError, OSError, ValueError)
+"""What the client library raises when a request fails."""
 
 
 class Upstream:
     """Sends requests to targets. One instance per gateway; made without I/O, closed at the end."""
 
     def __init__(self) -> None:
-        self._transports: dict[str, AiohttpTransport] = {}
+        self._pools: dict[str, _Pool] = {}
 
     async def aclose(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()
-        self._transports.clear()
+        for pool in self._pools.values():
+            await pool.session.close()
+        self._pools.clear()
 
     async def send(self, target: Target, request: UpstreamRequest, *, checked: bool = True) -> Reply:
         """Send and wait for the head of the answer and the first chunk of its body.
@@ -45,200 +49,262 @@ class Upstream:
         Raises:
             UpstreamTimeout, UpstreamError, Unavailable, RateLimited.
         """
-        timeouts = target.timeouts
-        call = _Call(target)
         try:
-            async with asyncio.timeout(timeouts.first_byte):
-                await call.open(self._transport(target), request)
-                reply = await call.reply()
-                if checked:
-                    check(reply, target)
-                return reply
-        except TimeoutError as error:
-            await call.aclose()
-            raise UpstreamTimeout(
-                f"The backend sent nothing for {timeouts.first_byte:g} s.", detail=f"target {target.name}"
-            ) from error
-        except BaseException:
-            await call.aclose()
-            raise
+            with _FirstByte(target):
+                response = await self._pool(target).request(request)
+                return await _reply(response, target, checked)
+        except BROKEN as error:
+            raise as_gateway_error(error, target) from error
 
-    def _transport(self, target: Target) -> AiohttpTransport:
-        transport = self._transports.get(target.name)
-        if transport is None:
-            context = _context(target)
-            transport = self._transports[target.name] = AiohttpTransport(
-                verify=context,
-                proxy=httpx.Proxy(target.proxy.reveal()) if target.proxy else None,
-                client=_session(target, context),
-            )
-        return transport
+    def _pool(self, target: Target) -> _Pool:
+        pool = self._pools.get(target.name)
+        if pool is None:
+            pool = self._pools[target.name] = _Pool(target)
+        return pool
 
 
-def _context(target: Target) -> ssl.SSLContext:
-    """TLS as the target wants it: certifi's authorities or SSL_CERT_FILE's, a bundle of its own, or no check."""
-    if isinstance(target.verify, str):
-        path = Path(target.verify)
-        return ssl.create_default_context(capath=path) if path.is_dir() else ssl.create_default_context(cafile=path)
-    return httpx.create_ssl_context(verify=target.verify, trust_env=True)
+class _FirstByte:
+    """Raises UpstreamTimeout after `timeouts.first_byte` seconds: `asyncio.timeout` at a third of its cost."""
+
+    __slots__ = ("_cancelling", "_expired", "_target", "_task", "_timer")
+
+    def __init__(self, target: Target) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._expired = False
+        self._target = target
+        self._timer = asyncio.get_running_loop().call_later(target.timeouts.first_byte, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        self._timer.cancel()
+        alone = self._expired and self._task.uncancel() <= self._cancelling  # or were we cancelled from outside too?
+        if alone and kind is asyncio.CancelledError:
+            raise _silent(self._target.timeouts.first_byte, self._target) from error
 
 
-def _session(target: Target, context: ssl.SSLContext) -> aiohttp.ClientSession:
-    seconds = target.timeouts.keep_alive
+class _Pool:
+    """The connections to one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.session = _session(target)
+        self._proxy, self._login = _proxy(target)
+
+    def request(self, request: UpstreamRequest) -> Awaitable[aiohttp.ClientResponse]:
+        url = _url(request.url)
+        headers = CIMultiDict([(k, v if v.isascii() else _text(v)) for k, v in request.headers.items()])
+        options: dict[str, Any] = {}
+        if self._proxy is not None:
+            options["proxy"] = self._proxy
+            if self._login is not None:
+                if url.scheme == "https":
+                    options["proxy_headers"] = {"Proxy-Authorization": self._login}
+                else:
+                    headers["Proxy-Authorization"] = self._login
+        if "User-Agent" not in headers or "Content-Type" not in headers:
+            options["skip_auto_headers"] = _NOT_ADDED
+        return self.session.request(
+            request.method, url, headers=headers, data=request.body or None, allow_redirects=False, **options
+        )
+
+
+_NOT_ADDED = ("User-Agent", "Content-Type")
+"""What aiohttp would add to a request that lacks it."""
+_url = functools.lru_cache(maxsize=1024)(URL)
+"""A URL keeps what was worked out about it, and there are few of them."""
+
+
+def _text(value: str) -> str:
+    """The value of a header as aiohttp wants it: it encodes in UTF-8 what we hold as latin-1.
+
+    Bytes that are not UTF-8 cannot be sent through aiohttp; each becomes the character it is in latin-1.
+    """
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def _proxy(target: Target) -> tuple[URL | None, str | None]:
+    """The proxy's address, and what to log in with: apart, for addresses are named in errors."""
+    if not target.proxy:
+        return None, None
+    url = URL(target.proxy.reveal())
+    if url.user is None and url.password is None:
+        return url, None
+    login = f"{url.user or ''}:{url.password or ''}".encode()
+    return url.with_user(None), f"Basic {base64.b64encode(login).decode()}"
+
+
+def _session(target: Target) -> aiohttp.ClientSession:
+    timeouts = target.timeouts
     pool: dict[str, Any] = {"limit": target.max_connections}
-    pool |= {"keepalive_timeout": seconds} if seconds else {"force_close": True}
+    pool |= {"keepalive_timeout": timeouts.keep_alive} if timeouts.keep_alive else {"force_close": True}
     connector: aiohttp.BaseConnector = (
-        aiohttp.UnixConnector(target.socket, **pool) if target.socket else aiohttp.TCPConnector(ssl=context, **pool)
+        aiohttp.UnixConnector(target.socket, **pool)
+        if target.socket
+        else aiohttp.TCPConnector(ssl=_context(target.verify), **pool)
     )
     return aiohttp.ClientSession(
         connector=connector,
+        timeout=aiohttp.ClientTimeout(connect=timeouts.connect, sock_connect=timeouts.connect),
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Content-Type"),
     )
 
 
-_url = functools.lru_cache(maxsize=1024)(httpx.URL)
-"""Parsing a URL costs more than the rest of building a request, and there are few of them."""
+def _context(verify: bool | str) -> ssl.SSLContext:
+    """TLS as the target wants it: certifi's authorities or SSL_CERT_FILE's, a bundle of its own, or no check."""
+    if verify is False:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    if verify is True:
+        verify = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR") or certifi.where()
+    path = Path(verify)
+    return ssl.create_default_context(capath=path) if path.is_dir() else ssl.create_default_context(cafile=path)
 
 
-class _Call:
-    """One request on the wire."""
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self._response: httpx.Response | None = None
-
-    async def open(self, transport: AiohttpTransport, request: UpstreamRequest) -> None:
-        timeouts = self.target.timeouts
-        prepared = httpx.Request(
-            request.method,
-            _url(request.url),
-            headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in request.headers.items()],
-            content=request.body,
-            extensions={"timeout": {"connect": timeouts.connect, "pool": timeouts.connect}},
-        )
-        with _translated(self.target):
-            self._response = await transport.handle_async_request(prepared)
-
-    async def reply(self) -> Reply:
-        """The reply, whole if it is no event stream, else with its first chunk already here."""
-        response = self._response
-        assert response is not None
-        headers: Headers = [(name.lower(), value) for name, value in response.headers.raw]
-        reply = Reply(response.status_code, headers, close=self.aclose)
-        chunks = aiter(_chunks(response, self.target))
+async def _reply(response: aiohttp.ClientResponse, target: Target, checked: bool) -> Reply:
+    """The reply, whole if it is no event stream, else with its first chunk already here."""
+    stream = _Stream(response, target)
+    headers = [(name.lower(), value) for name, value in response.raw_headers]
+    reply = Reply(response.status, headers, close=stream.aclose)
+    try:
         if reply.is_event_stream and reply.ok:
-            first = await anext(chunks, None)
-            if first is None:
-                raise UpstreamError("The backend sent an empty stream.", detail=f"target {self.target.name}")
-            check_first(first, self.target)
-            reply.stream = _watched(first, chunks, self.target.timeouts.idle)
-            return reply
-        await _read_whole(reply, chunks, self.target)
-        if reply.content is not None:
-            await self.aclose()
-        return reply
-
-    async def aclose(self) -> None:
-        response, self._response = self._response, None
-        if response is not None:
-            with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError, OSError):
-                await response.stream.aclose()  # type: ignore[union-attr]
+            await stream.open()
+            reply.stream = stream
+        else:
+            await _read_whole(reply, stream, response.content)
+        if checked:
+            check(reply, target)
+    except BaseException:
+        stream.close()
+        raise
+    return reply
 
 
-async def _chunks(response: httpx.Response, target: Target) -> AsyncIterator[bytes]:
-    with _translated(target):
-        async for chunk in response.stream:  # type: ignore[union-attr]
-            yield chunk
-
-
-async def _read_whole(reply: Reply, chunks: AsyncIterator[bytes], target: Target) -> None:
+async def _read_whole(reply: Reply, stream: _Stream, content: aiohttp.StreamReader) -> None:
     parts: list[bytes] = []
     size = 0
-    async for chunk in chunks:
-        parts.append(chunk)
-        size += len(chunk)
+    while not content.at_eof():
+        part = await content.readany()
+        parts.append(part)
+        size += len(part)
         if size > WHOLE_LIMIT:
-            reply.stream = _watched(b"".join(parts), chunks, target.timeouts.idle)
+            stream.first = b"".join(parts)
+            reply.stream = stream
             return
     reply.content = b"".join(parts)
+    stream.close()
 
 
-async def _watched(first: bytes, chunks: AsyncIterator[bytes], idle: float) -> AsyncIterator[bytes]:
-    """All chunks, the first included; raises UpstreamTimeout if the backend is silent for `idle` seconds.
+class _Stream:
+    """The chunks of a body; raises UpstreamTimeout if the backend is silent for `timeouts.idle` seconds.
 
     One timer per stream, not per chunk: a chunk only notes the time. What a slow client takes does not count,
     for the backend is not asked meanwhile.
     """
-    watch = _IdleWatch(idle)
-    clock = watch.clock
-    try:
-        yield first
-        while True:
-            watch.waiting_since = clock()
-            chunk = await anext(chunks, None)
-            watch.waiting_since = None
-            if chunk is None:
-                return
-            yield chunk
-    except asyncio.CancelledError:
-        if not watch.expired:
-            raise
-        watch.task.uncancel()
-        raise UpstreamTimeout(f"The backend sent nothing for {idle:g} s.") from None
-    finally:
-        watch.stop()
 
+    __slots__ = ("_clock", "_expired", "_read", "_response", "_target", "_timer", "_waiting_since", "first")
 
-class _IdleWatch:
-    """Cancels the task that reads a stream once it has waited `idle` seconds for one chunk."""
+    def __init__(self, response: aiohttp.ClientResponse, target: Target) -> None:
+        self.first = b""
+        """A chunk that was read before."""
+        self._response = response
+        self._read = response.content.readany
+        self._target = target
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting_since: float | None = None
+        self._expired = False
 
-    __slots__ = ("_idle", "_timer", "clock", "expired", "task", "waiting_since")
+    async def open(self) -> None:
+        """Wait for the first chunk, and look whether it is an error."""
+        self.first = await self._read()
+        if not self.first:
+            raise UpstreamError("The backend sent an empty stream.", detail=f"target {self._target.name}")
+        check_first(self.first, self._target)
 
-    def __init__(self, idle: float) -> None:
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._timer is None:
+            if self.first:
+                chunk, self.first = self.first, b""
+                return chunk
+            self._watch(self._target.timeouts.idle)
+        self._waiting_since = self._clock()
+        try:
+            chunk = await self._read()
+        except BROKEN as error:
+            raise self._failure(error) from error
+        finally:
+            self._waiting_since = None
+        if not chunk:
+            self.close()
+            raise StopAsyncIteration
+        return chunk
+
+    def _watch(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        self._idle = idle
-        self.clock = loop.time
-        self.task = task
-        self.expired = False
-        self.waiting_since: float | None = None
-        self._timer = loop.call_later(idle, self._look)
-
-    def stop(self) -> None:
-        self._timer.cancel()
+        self._clock = loop.time
+        self._timer = loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
-        now = self.clock()
-        waited = now - self.waiting_since if self.waiting_since is not None else 0.0
-        if waited >= self._idle:
-            self.expired = True
-            self.task.cancel()
+        """End the stream if its reader has waited too long; if nobody reads, the next one to do so starts a timer."""
+        self._timer = None
+        if self._waiting_since is None:
+            return
+        left = self._waiting_since + self._target.timeouts.idle - self._clock()
+        if left > 0:
+            self._watch(left)
         else:
-            self._timer = asyncio.get_running_loop().call_later(self._idle - waited, self._look)
+            self._expired = True
+            self._response.close()  # which wakes the reader
+
+    def _failure(self, error: Exception) -> GatewayError:
+        self.close()
+        return (
+            _silent(self._target.timeouts.idle, self._target)
+            if self._expired
+            else as_gateway_error(error, self._target)
+        )
+
+    def close(self) -> None:
+        """End it. The connection of a body that was not read to its end is closed, any other is in the pool already."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._response.closed:
+            self._response.close()
+
+    async def aclose(self) -> None:
+        self.close()
 
 
-@contextlib.contextmanager
-def _translated(target: Target) -> Any:
-    """Turn the client library's exceptions into ours."""
-    try:
-        yield
-    except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as error:
-        raise as_gateway_error(error, target) from error
+def _silent(seconds: float, target: Target) -> UpstreamTimeout:
+    return UpstreamTimeout(f"The backend sent nothing for {seconds:g} s.", detail=f"target {target.name}")
 
 
 def as_gateway_error(error: BaseException, target: Target) -> GatewayError:
     """Name what went wrong on the way to a backend; the address stays in the detail."""
-    cause = error.__cause__ or error
-    detail = f"target {target.name} at {target.socket or target.base_url}: {type(cause).__name__}: {cause}"
-    if isinstance(cause, aiohttp.ConnectionTimeoutError | aiohttp.ServerTimeoutError):
+    detail = f"target {target.name} at {target.socket or target.base_url}: {type(error).__name__}: {error}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError | aiohttp.ServerTimeoutError):
         return UpstreamTimeout("No connection to the backend could be had in time.", detail=detail)
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return UpstreamError("The backend's TLS certificate was not accepted.", detail=detail)
-    if isinstance(cause, aiohttp.ClientConnectorError):
+    if isinstance(error, aiohttp.ClientConnectorError):
         return Unavailable("The backend cannot be reached.", detail=detail)
     return UpstreamError("The connection to the backend broke.", detail=detail)
 

@@ -1,0 +1,146 @@
+"""The one HTTP client and replies that come in pieces: their connections, and how long a silence may last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from headrace.config import TargetTimeouts
+from headrace.errors import UpstreamTimeout
+from headrace.exchange import Reply, Target, UpstreamRequest
+from headrace.upstream import WHOLE_LIMIT, Upstream, target_headers
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+TOKEN = b"9\r\ndata: a\n\n\r\n"
+END = b"0\r\n\r\n"
+
+
+class Backend:
+    """Begins each answer with `answer`; what more there is to say, a test says with `send`."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+        self.connections: list[asyncio.StreamWriter] = []
+        self.requests = 0
+        self.closed = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+                await reader.readexactly(int(length[1]) if length else 0)
+                self.requests += 1
+                await self.send(self.answer)
+        writer.close()
+        self.closed.set()
+
+    async def send(self, data: bytes) -> None:
+        """Say it on the newest connection."""
+        self.connections[-1].write(data)
+        await self.connections[-1].drain()
+
+
+@contextlib.asynccontextmanager
+async def asking(backend: Backend, **timeouts: float) -> AsyncIterator[tuple[Upstream, Target]]:
+    """Serve it on the loopback; yields a client and the target it is."""
+    server = await asyncio.start_server(backend, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    upstream = Upstream()
+    try:
+        yield upstream, Target(name="t", provider="openai", base_url=url, timeouts=TargetTimeouts(**timeouts))
+    finally:
+        await upstream.aclose()
+        server.close()
+        for connection in backend.connections:
+            connection.close()
+
+
+async def post(upstream: Upstream, at: Target) -> Reply:
+    return await upstream.send(at, UpstreamRequest(url=f"{at.base_url}/chat", headers=target_headers(at), body=b"{}"))
+
+
+async def chunk(reply: Reply) -> bytes:
+    assert reply.stream is not None
+    return await anext(reply.stream)
+
+
+async def test_a_stream_that_is_read_to_its_end_gives_its_connection_back() -> None:
+    backend = Backend(HEAD + TOKEN + END)
+    async with asking(backend) as (upstream, at):
+        for _ in range(3):
+            reply = await post(upstream, at)
+            assert reply.stream is not None
+            assert [chunk async for chunk in reply.stream] == [b"data: a\n\n"]
+            await reply.aclose()
+    assert (backend.requests, len(backend.connections)) == (3, 1)
+
+
+async def test_a_stream_that_is_not_read_to_its_end_gives_no_connection_back() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at):
+        reply = await post(upstream, at)
+        assert await chunk(reply) == b"data: a\n\n"
+        await reply.stream.aclose()  # type: ignore[union-attr]
+        await reply.aclose()
+        await reply.aclose()
+        await asyncio.wait_for(backend.closed.wait(), 5)
+
+
+async def test_a_stream_of_which_nothing_is_read_gives_no_connection_back() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at):
+        await (await post(upstream, at)).aclose()
+        await asyncio.wait_for(backend.closed.wait(), 5)
+
+
+async def test_a_reader_that_is_cancelled_can_still_close_the_stream() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at):
+        reply = await post(upstream, at)
+        await chunk(reply)
+        reading = asyncio.create_task(chunk(reply))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await reply.aclose()
+        await asyncio.wait_for(backend.closed.wait(), 5)
+
+
+async def test_a_silent_stream_is_given_up_whichever_task_waits_for_it() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend, idle=0.2) as (upstream, at):
+        reply = await post(upstream, at)
+        assert await asyncio.create_task(chunk(reply)) == b"data: a\n\n"
+        with pytest.raises(UpstreamTimeout, match=r"sent nothing for 0.2 s"):
+            await asyncio.wait_for(chunk(reply), 5)
+        await asyncio.wait_for(backend.closed.wait(), 5)
+
+
+async def test_the_time_a_slow_client_takes_is_not_the_backends_silence() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend, idle=0.6) as (upstream, at):
+        reply = await post(upstream, at)
+        for _ in range(2):
+            assert await chunk(reply) == b"data: a\n\n"
+            await backend.send(TOKEN)
+        await asyncio.sleep(0.9)  # what the client takes
+        assert await chunk(reply) == b"data: a\n\n"
+        with pytest.raises(UpstreamTimeout, match=r"sent nothing for 0.6 s"):
+            await asyncio.wait_for(chunk(reply), 5)
+
+
+async def test_a_reply_too_large_to_be_kept_is_passed_on_as_it_comes() -> None:
+    body = b"0123456789abcdef" * (WHOLE_LIMIT // 16 + 1)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with asking(Backend(head + body)) as (upstream, at):
+        reply = await post(upstream, at)
+        assert reply.content is None
+        assert reply.stream is not None
+        assert b"".join([chunk async for chunk in reply.stream]) == body
