@@ -30,6 +30,8 @@ class Watched(msgspec.Struct):
     size: int
     tail: str
     cut: bool = False
+    whole: bool = True
+    """Whether it was watched to its end: not if it had too many pieces."""
 
 
 class Report(msgspec.Struct):
@@ -127,6 +129,9 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
 
 def _look_at(seen: Watched, report: Report, exchange: Exchange, connection: Connection) -> bool:
     """Take over what was seen of the reply. Returns whether the backend broke it off."""
+    if not seen.whole:  # what followed is reckoned by its size
+        exchange.events = round(seen.events * report.bytes / max(1, seen.size))
+        return False
     connection.bytes_sent = seen.size
     if not 200 <= report.status < 300:
         return seen.cut

@@ -117,7 +117,7 @@ def _secret_schema(kind: type) -> dict[str, Any]:
 
 def version_report() -> dict[str, str]:
     """Headrace, Python, the system, and the libraries on the hot path."""
-    libraries = ("starlette", "uvicorn", "httpx", "httpx-aiohttp", "aiohttp", "pluggy", "msgspec")
+    libraries = ("starlette", "uvicorn", "aiohttp", "pluggy", "msgspec")
     return {
         "headrace": metadata.version("headrace"),
         "python": platform.python_version(),
