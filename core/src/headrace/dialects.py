@@ -5,7 +5,6 @@ OpenAI's dialect lives here because core is an OpenAI-compatible gateway; plugin
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Protocol
@@ -134,17 +133,17 @@ class OpenAIDialect:
 
 _ERROR_EVENT = re.compile(rb'(?:^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-_OBJECT = json.JSONDecoder()
+_USAGE = re.compile(rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})")
+"""What follows a `"usage"` key: numbers, and objects of numbers."""
 
 
 def _read_usage(text: bytes) -> Usage | None:
     """Read the object after a `"usage"` key. Quotes inside a JSON string are escaped, so that key is a real one."""
-    value = text.lstrip(b" \t\n\r:")
-    if not value.startswith(b"{"):
+    found = _USAGE.match(text)
+    if found is None:
         return None
     try:
-        found = _OBJECT.raw_decode(value.decode("utf-8", "replace"))[0]
-        counts = msgspec.convert(found, _Counts)
+        counts = _COUNTS.decode(found[1])
     except (ValueError, msgspec.ValidationError):
         return None
     details = counts.prompt_tokens_details
@@ -161,6 +160,9 @@ class _Counts(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+
+
+_COUNTS = msgspec.json.Decoder(_Counts)
 
 
 class Endpoint:

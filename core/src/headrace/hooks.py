@@ -13,7 +13,7 @@ from .errors import ConfigError, GatewayError, PluginError, PluginFault, Problem
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
 from .registry import Hook
 from .streaming import Tap, Taps
-from .timelimit import time_limit
+from .timelimit import time_limit, within
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -224,8 +224,7 @@ class Hooks:
         """Tell everybody: what one of them does, or does not get done in time, is no matter of the others."""
         for name, call in calls:
             try:
-                async with asyncio.timeout(NOTIFY_SECONDS):
-                    await call(*arguments)
+                await within(NOTIFY_SECONDS, call(*arguments))
             except (Exception, asyncio.CancelledError) as error:
                 if is_own_cancellation(error):
                     raise

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from .choice import choose
@@ -25,34 +23,41 @@ logger = logging.getLogger("headrace.pipeline")
 
 
 async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
-    """Answer one request. Returns when the last byte is out, or the client has left."""
+    """Answer one request. Returns when the last byte is out, or the client has left; then everybody has been told."""
+    try:
+        await run(exchange, gateway, connection)
+    except asyncio.CancelledError:
+        is_cancelled()  # the client has left: nobody is there to be told
+    finally:
+        await settle(exchange, gateway, connection)
+
+
+async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
+    """From the caller's name to the last byte of the answer, or of an error."""
     hooks = gateway.hooks
-    async with settle(exchange, gateway, connection):
-        try:
-            exchange.principal = await identify(exchange, gateway)
-            exchange.peek = await receive(exchange, gateway, connection)
-            select_model(exchange, gateway, exchange.peek.model)
-            await hooks.authorize(exchange)
-            await hooks.transform_request(exchange)
-            exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
-            async with hooks.admit(exchange):
-                with connection.watched():
-                    exchange.taps = hooks.open_taps(exchange)
-                    reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway, connection)
-                    if isinstance(reply, Report):
-                        conclude(exchange, reply, connection)  # nginx has delivered it
-                    else:
-                        async with releasing(reply):
-                            await hooks.transform_reply(exchange, reply)
-                            await deliver(exchange, reply, hooks, connection)
-                exchange.completed = True
-        except Exception as exception:
-            await send_error(exchange, exception, gateway, connection)
-        except asyncio.CancelledError as cancelled:
-            if connection.left:
-                raise
-            stray = PluginFault("headrace", "pipeline", cancelled)
-            await send_error(exchange, stopping() if is_cancelled() else stray, gateway, connection)
+    try:
+        exchange.principal = await identify(exchange, gateway)
+        exchange.peek = await receive(exchange, gateway, connection)
+        select_model(exchange, gateway, exchange.peek.model)
+        await hooks.authorize(exchange)
+        await hooks.transform_request(exchange)
+        exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
+        async with hooks.admit(exchange):
+            with connection.watched():
+                exchange.taps = hooks.open_taps(exchange)
+                reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway, connection)
+                if isinstance(reply, Report):
+                    conclude(exchange, reply, connection)  # nginx has delivered it
+                else:
+                    await finish(exchange, reply, gateway, connection)
+            exchange.completed = True
+    except Exception as exception:
+        await send_error(exchange, exception, gateway, connection)
+    except asyncio.CancelledError as cancelled:
+        if connection.left:
+            raise
+        stray = PluginFault("headrace", "pipeline", cancelled)
+        await send_error(exchange, stopping() if is_cancelled() else stray, gateway, connection)
 
 
 async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
@@ -101,7 +106,7 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
     """
     model = exchange.model
     assert model is not None
-    last: GatewayError = unsupported(exchange, model)
+    last: GatewayError | None = None
     for target in model.policy.order(exchange, model.targets):
         provider = gateway.providers[target.provider]
         if exchange.endpoint.name not in provider.endpoints:
@@ -117,7 +122,7 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
             await asyncio.shield(report(attempt, gateway, Outcome(status=error.status, completed=False, error=error)))
             if not (error.retryable or isinstance(error, PluginFault)):
                 raise
-    raise last
+    raise last or unsupported(exchange, model)
 
 
 def unsupported(exchange: Exchange, model: Model) -> GatewayError:
@@ -162,11 +167,11 @@ async def tell(attempt: Attempt, gateway: Gateway, outcome: Outcome) -> None:
     await gateway.hooks.on_attempt(attempt, outcome)
 
 
-@contextlib.asynccontextmanager
-async def releasing(reply: Reply) -> AsyncIterator[None]:
-    """Give the reply's connection back, or close it if the reply was not read to its end."""
+async def finish(exchange: Exchange, reply: Reply, gateway: Gateway, connection: Connection) -> None:
+    """Deliver a reply; then give its connection back, or close it if the reply was not read to its end."""
     try:
-        yield
+        await gateway.hooks.transform_reply(exchange, reply)
+        await deliver(exchange, reply, gateway.hooks, connection)
     finally:
         await reply.aclose()
 
@@ -229,21 +234,15 @@ async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Ga
     return await gateway.hooks.handle_error(exchange, error)
 
 
-@contextlib.asynccontextmanager
-async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -> AsyncIterator[None]:
-    """Run `on_attempt` and `on_complete` exactly once, whatever happened, shielded from the client's departure."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        is_cancelled()  # the client has left: nobody is there to be told
-    finally:
-        connection.unwatch()
-        connection.release()
-        exchange.close_taps(exchange.completed)  # if no reply did
-        outcome = outcome_of(exchange, connection)
-        for attempt in exchange.attempts:
-            await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))
-        await gateway.hooks.on_complete(exchange, outcome)
+async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
+    """Run `on_attempt` and `on_complete` exactly once, whatever happened: the client's departure is of no matter."""
+    connection.unwatch()
+    connection.release()
+    exchange.close_taps(exchange.completed)  # if no reply did
+    outcome = outcome_of(exchange, connection)
+    for attempt in exchange.attempts:
+        await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))
+    await gateway.hooks.on_complete(exchange, outcome)
 
 
 def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:

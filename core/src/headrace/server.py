@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from .sockets import bind, bind_unix, held, raise_file_limit
 KEEP_ALIVE_SECONDS = 75
 """Longer than nginx keeps its connections to us (60 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
+GARBAGE_AT = 10_000
+"""New objects before Python looks for garbage. A request leaves none that reference counts would not find."""
 
 
 async def serve(
@@ -118,6 +121,8 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
 def run(gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None]) -> None:
     """Serve until told to stop, in an event loop of its own. Raises PluginError."""
     raise_file_limit()
+    gc.freeze()  # what is there now stays: nobody need look through it again
+    gc.set_threshold(GARBAGE_AT)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(gateway, sockets, on_listening))
 

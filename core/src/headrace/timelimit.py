@@ -1,12 +1,14 @@
-"""Interrupting a plugin that blocks while the gateway starts."""
+"""Limits on what plugins take: one that blocks while the gateway starts, one that is waited for later."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from types import FrameType
+from typing import Any
 
 from .errors import PluginError
 
@@ -43,3 +45,42 @@ def time_limit(plugin: str, what: str, seconds: float, hook: str | None = None) 
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Await for so long and no longer. Work that waits for nothing needs no timer, and gets none.
+
+    Raises:
+        TimeoutError
+    """
+    try:
+        waited_for = work.send(None)
+    except StopIteration:
+        return
+    async with asyncio.timeout(seconds):
+        await _Rest(work, waited_for)
+
+
+class _Rest:
+    """A coroutine whose first step is done."""
+
+    __slots__ = ("_waited_for", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, None], waited_for: Any) -> None:
+        self._work = work
+        self._waited_for = waited_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waited_for = self._waited_for
+        step: Callable[[Any], Any]
+        while True:
+            try:
+                sent = yield waited_for
+            except BaseException as error:
+                step, value = self._work.throw, error
+            else:
+                step, value = self._work.send, sent
+            try:
+                waited_for = step(value)
+            except StopIteration:
+                return

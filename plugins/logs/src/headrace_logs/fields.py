@@ -52,7 +52,7 @@ def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, 
     operation = exchange.endpoint.name
     fields["gen_ai.operation.name"] = OPERATIONS.get(operation, operation)
     if exchange.peek is not None:
-        fields["gen_ai.request.model"] = redactor.text(exchange.peek.model)
+        fields["gen_ai.request.model"] = redactor.known(exchange.peek.model)
         fields["gen_ai.request.stream"] = exchange.streaming
     if outcome.target is not None:
         fields["target"] = outcome.target
@@ -71,11 +71,11 @@ def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, 
 
 
 def _principal(principal: Principal, redactor: Redactor) -> dict[str, str]:
-    fields = {"user.id": redactor.secrets(principal.id)}
+    fields = {"user.id": redactor.known_secrets(principal.id)}
     if principal.name:
-        fields["user.name"] = redactor.secrets(principal.name)
+        fields["user.name"] = redactor.known_secrets(principal.name)
     if principal.team:
-        fields["team"] = redactor.secrets(principal.team)
+        fields["team"] = redactor.known_secrets(principal.team)
     return fields
 
 

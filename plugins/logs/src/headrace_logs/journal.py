@@ -17,7 +17,7 @@ from . import STATE
 from .bodies import request_text
 from .fields import level_of, request_fields
 from .redaction import Redactor
-from .rendering import Fields, renderer, stderr_is_terminal
+from .rendering import Clock, Fields, renderer, stderr_is_terminal
 from .writer import FileSink, Sink, StderrSink, Writer
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ADOPTED = ("headrace", "uvicorn.error", "asyncio")
 """The loggers, each with those below it, whose messages become lines of ours."""
 
+LEVELS = {logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 _stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
@@ -40,12 +41,7 @@ class Journal:
         self._redactor = Redactor(config.redact)
         self._render = renderer(config.format, colours=config.path is None and stderr_is_terminal())
         self._writer = Writer(_sink(config, state_dir), config.buffer_bytes, self._own_line)
-        self._log = structlog.wrap_logger(
-            _Lines(self._writer),
-            processors=[structlog.processors.add_log_level, _stamp, self._render],
-            wrapper_class=structlog.make_filtering_bound_logger(self._level),
-            context_class=dict,
-        ).bind()
+        self._clock = Clock()
         self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Journal:
@@ -62,10 +58,11 @@ class Journal:
         level = level_of(outcome)
         if level < self._level:
             return
-        fields = request_fields(exchange, outcome, self._redactor, bodies=self._config.bodies)
+        fields: Fields = {"timestamp": self._clock.now(), "level": LEVELS[level], "event": "request"}
+        fields.update(request_fields(exchange, outcome, self._redactor, bodies=self._config.bodies))
         if self._config.bodies:
             fields.update(self._bodies(exchange))
-        self._log.log(level, "request", **fields)
+        self._writer.write(self._render(None, LEVELS[level], fields))
 
     def _bodies(self, exchange: Exchange) -> dict[str, str]:
         limit = self._config.max_body_bytes
@@ -127,13 +124,6 @@ def _sink(config: LogsConfig, state_dir: Path) -> Sink:
         raise PluginError(
             "logs", f"path: cannot write {path}: {error.strerror}; change it or its permissions"
         ) from error
-
-
-class _Lines:
-    """What structlog writes to: every level is the same to it."""
-
-    def __init__(self, writer: Writer) -> None:
-        self.debug = self.info = self.warning = self.error = writer.write
 
 
 class _Handler(logging.Handler):

@@ -5,6 +5,7 @@ Every pattern is bounded, so that the time is linear in the text's length whatev
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,6 +81,10 @@ _PERSONAL: tuple[Rule, ...] = (
 )
 
 
+KNOWN = 1024
+"""Names whose redaction is remembered."""
+
+
 class Redactor:
     """Replaces what must not be logged by `[redacted]`.
 
@@ -91,6 +96,10 @@ class Redactor:
         own = tuple((("",), _replaces(re.compile(pattern), lambda _match: REDACTED)) for pattern in extra)
         self._rules: tuple[Rule, ...] = (*_SECRETS, *_PERSONAL, *own)
         self._no_extra = not own
+        self.known = functools.lru_cache(maxsize=KNOWN)(self.text)
+        """`text`, for what comes again and again: the names of models."""
+        self.known_secrets = functools.lru_cache(maxsize=KNOWN)(self.secrets)
+        """`secrets`, for the names of callers."""
 
     def secrets(self, text: str) -> str:
         """Credentials only: for names that the operator gave, which may be e-mail addresses."""
