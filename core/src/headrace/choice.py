@@ -48,7 +48,7 @@ def choose(attempt: Attempt, gateway: Gateway, connection: Connection) -> Choice
         return Choice("inline", reason or NO_FRONT)
     told = obstacle(attempt, gateway) or directions(attempt, seat.front)
     if not isinstance(told, str) and not seat.proven:
-        exchange.response_headers.append((wire.REPORT, b"1"))
+        exchange.asks_for_report = True
         told = UNPROVEN
     if isinstance(told, str):
         _tell_once(exchange, told)
@@ -97,7 +97,7 @@ def obstacle(attempt: Attempt, gateway: Gateway) -> str:
         return "the backend speaks another dialect"
     if request.body is not attempt.built or not (request.edits or request.body is exchange.body):
         return "the request's body is not the client's"
-    if sum(each.request is not None and each.handed_over for each in exchange.attempts) >= HANDOVERS:
+    if sum(each.handed_over for each in exchange.attempts) >= HANDOVERS:
         return "nginx has been asked often enough"
     return ""
 
@@ -112,7 +112,7 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
     sent = way.usual if request.has_usual_headers else _sent(exchange, request.headers, front)
     if isinstance(sent, str):
         return sent
-    if request.edits and len(exchange.body) > front.edit_bytes:
+    if request.edits and (len(exchange.body) > front.edit_bytes or exchange.header(wire.SPOOLED)):
         return f"nginx edits bodies up to {front.edit_bytes} bytes"
     for name, _ in exchange.response_headers:
         if name.decode("latin-1") not in front.response_headers:

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from .connection import Connection
 from .errors import GatewayError, PluginFault, UpstreamError
 from .exchange import Exchange, Headers, Reply
+from .front import CARRIED, REPORT
 from .hooks import Hooks
 from .streaming import Tail, Taps, UsageHider
 
+BROKEN = "The connection to the backend broke."
 UNFINISHED = "The backend ended the stream before the answer was complete."
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
@@ -19,7 +21,7 @@ NOT_OURS = frozenset(
     b"connection keep-alive proxy-authenticate proxy-connection te trailer upgrade transfer-encoding content-length "
     b"date server via set-cookie x-request-id alt-svc strict-transport-security www-authenticate refresh "
     b"clear-site-data openai-organization openai-project".split()
-)
+) | {name.encode() for name in CARRIED if name.startswith("x-")}
 """Response headers of a backend that end here: hop by hop, or the gateway's own to say."""
 
 
@@ -132,7 +134,8 @@ def head(exchange: Exchange, headers: Headers) -> Headers:
         for name, value in headers
         if name not in NOT_OURS and name not in hop and not name.startswith(NOT_OURS_PREFIXES)
     ]
-    return [*kept, *exchange.response_headers, (b"x-request-id", exchange.id.encode())]
+    asked = [(REPORT, b"1")] if exchange.asks_for_report else []
+    return [*kept, *exchange.response_headers, *asked, (b"x-request-id", exchange.id.encode())]
 
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

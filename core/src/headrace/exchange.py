@@ -228,6 +228,8 @@ class Exchange:
         """Why this answer must be delivered by the core: set by a plugin or a routing policy that wants it so."""
         self.usage_wanted = False
         """Set by a plugin that reads `Outcome.usage`, in `open_tap` at the latest; a tap for usage does the same."""
+        self.asks_for_report = False
+        """Whether nginx shall report this answer although the core delivers it."""
         self.taps: Taps | None = None
         """Who watches the reply."""
         self.response_headers: Headers = []

@@ -23,12 +23,12 @@ REQUEST_HOOKS = (
     "authorize",
     "transform_request",
     "admit",
+    "open_tap",
     "cache_lookup",
     "prepare_attempt",
     "on_attempt",
     "transform_reply",
     "wrap_stream",
-    "open_tap",
     "handle_error",
     "on_complete",
 )

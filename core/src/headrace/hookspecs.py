@@ -74,7 +74,9 @@ def nginx_fragments(gateway: Gateway) -> Mapping[str, str] | None:
 def asgi_wrapper(app: ASGIApp) -> ASGIApp | None:
     """Wrap the whole ASGI application; the first plugin is the innermost. None leaves it as it is.
 
-    Whatever a wrapper does per chunk is paid per chunk: wrap `send` only for the response's start.
+    Whatever a wrapper does per chunk is paid per chunk: wrap `send` only for the response's start. Of an answer that
+    nginx delivers a wrapper sees the redirect alone, and of the headers it adds to it the client gets those that nginx
+    knows: `[plugins.nginx] response_headers`.
     """
 
 
@@ -122,7 +124,7 @@ async def authorize(exchange: Exchange) -> None:
 async def transform_request(exchange: Exchange) -> None:
     """Change the request before it is admitted: `exchange.replace_fields(temperature=0)`.
 
-    A changed body is sent by core, not by nginx. Fails unexpectedly: 500.
+    A changed body is sent by the core, and so is the answer. Fails unexpectedly: 500.
     """
 
 
@@ -133,6 +135,15 @@ def admit(exchange: Exchange) -> AbstractAsyncContextManager[None] | None:
     Entering may wait or raise (`RateLimited`, `Unavailable`); leaving runs after the last byte, an error, or the
     client's departure. Sync itself: return None quickly when there is nothing to hold.
     Fails unexpectedly: refused (500).
+    """
+
+
+@spec(Kind.COLLECT)
+def open_tap(exchange: Exchange) -> Tap | None:
+    """Watch the reply to come without changing it: see `headrace.streaming.Tap`. Once per admitted request, before
+    the reply, for what the taps want decides how it is delivered.
+
+    Fails unexpectedly, here or later: logged, and the tap is detached.
     """
 
 
@@ -156,7 +167,11 @@ async def on_attempt(attempt: Attempt, outcome: Outcome) -> None:
 
 @spec(Kind.EACH)
 async def transform_reply(exchange: Exchange, reply: Reply) -> None:
-    """Change the reply's status or headers before anything is sent. Fails unexpectedly: 500."""
+    """Change the reply's status or headers before anything is sent.
+
+    While a plugin implements it, nginx delivers no answer: to add headers, append to `exchange.response_headers`
+    instead. Fails unexpectedly: 500.
+    """
 
 
 @spec(Kind.CHAIN)
@@ -165,15 +180,6 @@ def wrap_stream(exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterat
 
     Once per streamed reply; each plugin wraps what the one before it returned. Prevents offload for every request
     while a plugin implements it. Fails unexpectedly: 500.
-    """
-
-
-@spec(Kind.COLLECT)
-def open_tap(exchange: Exchange) -> Tap | None:
-    """Watch the reply to come without changing it: see `headrace.streaming.Tap`. Once per admitted request, before
-    the reply, for what the taps want decides how it is delivered.
-
-    Fails unexpectedly, here or later: logged, and the tap is detached.
     """
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from . import front
 from .connection import ClientLeft, Connection
-from .delivery import UNFINISHED, Cut
+from .delivery import BROKEN, UNFINISHED, Cut
 from .errors import GatewayError, Unavailable
 from .exchange import Attempt, Exchange, Headers, header
 from .verdict import Failure, as_error
@@ -24,21 +24,31 @@ if TYPE_CHECKING:
 
 
 class Watched(msgspec.Struct):
-    """What nginx's script saw of a reply: pieces, bytes, the last of them, and whether the backend broke off."""
+    """What nginx's script saw of a reply."""
 
     events: int
+    """Pieces that passed."""
     size: int
-    tail: str
+    """Their bytes."""
     cut: bool = False
+    """Whether the backend broke off."""
+    unfinished: bool = False
+    """Whether a stream ended before it had said all: so was the client told, too."""
     whole: bool = True
     """Whether it was watched to its end: not if it had too many pieces."""
+    first: float = 0.0
+    """When the first piece came: milliseconds since 1970; 0 if none did."""
+    usage: bytes = b""
+    """From the last `"usage"` on."""
 
 
 class Report(msgspec.Struct):
     """How a request ended at nginx."""
 
     id: str
-    pid: int
+    mark: str
+    connection: int
+    """nginx's number of the client's connection."""
     status: int
     bytes: int
     completed: bool
@@ -46,6 +56,8 @@ class Report(msgspec.Struct):
     """`$upstream_header_time`: one for each server visited, in seconds; the last one is the backend's."""
     watched: tuple[Watched, ...] = ()
     """One, where the reply was watched."""
+    broken: bool = False
+    """Whether nginx complained of the backend in the middle of its reply: set by whoever reads the reports."""
 
 
 class GivenBack(msgspec.Struct):
@@ -85,8 +97,9 @@ async def hand_over(attempt: Attempt, handover: Handover, reporting: Reporting, 
         ReportLost: nobody can say how it ended.
     """
     exchange = attempt.exchange
+    attempt.handed_over = True
     pending = reporting.expect(exchange, handover.key, attempt.target, handover.pid)
-    handed = time.perf_counter()
+    handed, at = time.perf_counter(), time.time()
     try:
         await connection.hand_over(handover.headers)
         ended = await pending.future
@@ -98,12 +111,14 @@ async def hand_over(attempt: Attempt, handover: Handover, reporting: Reporting, 
     if isinstance(ended, GivenBack):
         connection.adopt(ended.connection)
         raise as_error(ended.failure, attempt.target)
-    exchange.first_byte_at = _first_byte(ended, handed)
+    exchange.first_byte_at = _first_byte(ended, handed, at)
     return ended
 
 
-def _first_byte(report: Report, handed: float) -> float | None:
-    """When the backend's head arrived, on our clock."""
+def _first_byte(report: Report, handed: float, at: float) -> float | None:
+    """When the reply began to arrive, on our clock: its first piece where it was watched, else its head."""
+    if report.watched and report.watched[0].first:
+        return handed + max(0.0, report.watched[0].first / 1000 - at)
     with contextlib.suppress(ValueError):
         return handed + float(report.header_time.rpartition(" ")[2])
     return None
@@ -118,27 +133,27 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
     """
     connection.status = report.status
     connection.bytes_sent = report.bytes
-    cut = any(_look_at(seen, report, exchange, connection) for seen in report.watched)
+    for seen in report.watched:
+        _look_at(seen, report, exchange, connection)
+    broken = report.broken or any(seen.cut for seen in report.watched)
+    cut = broken or any(seen.unfinished for seen in report.watched)
     exchange.close_taps(report.completed and not cut)
     if cut:
-        raise Cut(f"The answer is incomplete. {UNFINISHED}")
+        raise Cut(f"The answer is incomplete. {BROKEN if broken else UNFINISHED}")
     if not report.completed:
         connection.left = True
         raise ClientLeft
 
 
-def _look_at(seen: Watched, report: Report, exchange: Exchange, connection: Connection) -> bool:
-    """Take over what was seen of the reply. Returns whether the backend broke it off."""
+def _look_at(seen: Watched, report: Report, exchange: Exchange, connection: Connection) -> None:
+    """Take over what was seen of the reply."""
     if not seen.whole:  # what followed is reckoned by its size
         exchange.events = round(seen.events * report.bytes / max(1, seen.size))
-        return False
+        return
     connection.bytes_sent = seen.size
-    if not 200 <= report.status < 300:
-        return seen.cut
-    dialect, tail = exchange.endpoint.dialect, seen.tail.encode()
-    exchange.events = seen.events if exchange.streaming else 0
-    exchange.usage = dialect.usage(tail)
-    return seen.cut or (report.completed and exchange.streaming and not dialect.is_complete(tail))
+    if 200 <= report.status < 300:
+        exchange.events = seen.events if exchange.streaming else 0
+        exchange.usage = exchange.endpoint.dialect.usage(seen.usage)
 
 
 def _at_most(exchange: Exchange) -> int:

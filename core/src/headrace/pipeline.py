@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .gateway import Gateway
     from .models import Model
 
+CLIENT_LEFT = 499
+"""nginx's number for a client that left before an answer."""
+
 logger = logging.getLogger("headrace.pipeline")
 
 
@@ -250,7 +253,7 @@ def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:
     target: Target | None = exchange.attempts[-1].target if exchange.attempts else None
     first_byte = exchange.first_byte_at
     return Outcome(
-        status=connection.status or 499,  # nginx's number for a client that left before an answer
+        status=connection.status or (exchange.error.status if exchange.error else CLIENT_LEFT),
         completed=exchange.completed,
         aborted=connection.left,
         error=exchange.error,

@@ -28,6 +28,8 @@ SEATS_KEPT = 256
 DRAIN_AT_ONCE = 256
 """Reports that are read before anything else gets its turn."""
 MARGIN_SECONDS = 30.0
+COMPLAINTS_KEPT = 1024
+_COMPLAINT = re.compile(rb"\] (\d+)#\d+: \*(\d+) [^,]* while reading upstream,")
 _ID = re.compile(r"[0-9a-f]{32}")
 _REPORT = msgspec.json.Decoder(Report)
 
@@ -35,12 +37,14 @@ _REPORT = msgspec.json.Decoder(Report)
 class Seat:
     """One worker process of an nginx in front of us. It is `proven` once a report of it has arrived."""
 
-    __slots__ = ("front", "pid", "proven", "visible")
+    __slots__ = ("broken", "front", "pid", "proven", "visible")
 
     def __init__(self, front: wire.Front, pid: int) -> None:
         self.front = front
         self.pid = pid
         self.proven = False
+        self.broken: dict[int, None] = {}
+        """Connections of clients whose backend broke off, until the report of it comes."""
         self.visible = _is_alive(pid)
         """Whether we can see the process at all: it may live in another container."""
 
@@ -61,6 +65,7 @@ class Reporting:
         self._front_file = runtime_dir / wire.FRONT_FILE
         self._worker = worker
         self._timeout = timeout
+        self._front: wire.Front | None = None
         self._seats: dict[bytes, Seat] = {}
         self._pending: dict[str, Pending] = {}
         self._sockets: dict[str, socket.socket] = {}
@@ -71,11 +76,8 @@ class Reporting:
         self.unknown = 0
 
     def open(self) -> None:
-        """Begin to listen and to look for what is overdue. Call it in the loop."""
+        """Begin to look for what is overdue. Call it in the loop; listening begins when an nginx shows its mark."""
         self._loop = asyncio.get_running_loop()
-        front = wire.read(self._front_file)
-        if front is not None:
-            self._listens(front)
         self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
 
     def close(self) -> None:
@@ -93,18 +95,23 @@ class Reporting:
         return self._seats.get(mark) or self._new_seat(mark)
 
     def _new_seat(self, mark: bytes) -> Seat | None:
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS and not self._sockets:
-            return None
-        self._looked = now
         secret, _, pid = mark.decode("latin-1").partition(" ")
-        front = wire.read(self._front_file)
-        if front is None or front.mark != secret or not pid.isdecimal() or not self._listens(front):
+        front = self._front_of(secret)
+        if front is None or not pid.isdecimal() or not self._listens(front):
             return None
         while len(self._seats) >= SEATS_KEPT:
             del self._seats[next(iter(self._seats))]
         seat = self._seats[mark] = Seat(front, int(pid))
         return seat
+
+    def _front_of(self, secret: str) -> wire.Front | None:
+        """An nginx with a secret we do not know may have been started just now."""
+        if self._front is None or self._front.mark != secret:
+            now = time.monotonic()
+            if now - self._looked < LOOK_SECONDS:
+                return None
+            self._looked, self._front = now, wire.read(self._front_file)
+        return self._front if self._front is not None and self._front.mark == secret else None
 
     def _listens(self, front: wire.Front) -> bool:
         if self._worker >= len(front.reports):
@@ -164,23 +171,38 @@ class Reporting:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        """One datagram: a syslog header, and our JSON object."""
+        """One datagram after its syslog header: our JSON object, or a line of nginx's error log."""
+        _, _, said = data.partition(b": ")
+        if not said.startswith(b"{"):
+            self._hear(said)
+            return
         try:
-            report = _REPORT.decode(data[data.index(b"{") :])
-        except (ValueError, msgspec.MsgspecError) as error:
+            report = _REPORT.decode(said)
+        except msgspec.MsgspecError as error:
             logger.error("a report of nginx cannot be read: %s", error)
             return
+        seat = self._seats.get(report.mark.encode())
+        if seat is None:  # not of an nginx of ours
+            return
+        seat.proven = True
+        report.broken = seat.broken.pop(report.connection, None) is not None
         pending = self._pending.get(report.id)
         if pending is None:
-            self._prove(report.pid)
+            self.unknown += 1
         elif not pending.future.done():
             pending.future.set_result(report)
 
-    def _prove(self, pid: int) -> None:
-        self.unknown += 1
+    def _hear(self, said: bytes) -> None:
+        """nginx complains of a backend. In the middle of a reply, the report that comes next is that of a cut one."""
+        found = _COMPLAINT.search(said)
+        if found is None:
+            return
+        pid, connection = int(found[1]), int(found[2])
         for seat in self._seats.values():
             if seat.pid == pid:
-                seat.proven = True
+                seat.broken[connection] = None
+                while len(seat.broken) > COMPLAINTS_KEPT:
+                    del seat.broken[next(iter(seat.broken))]
 
     def _look_after(self) -> None:
         """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave."""

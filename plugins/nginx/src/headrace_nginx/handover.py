@@ -123,8 +123,8 @@ def portable_reports(layout: Layout, workers: int) -> list[str]:
 
 
 def report_addresses(layout: Layout, workers: int, before: Front | None) -> list[str]:
-    """Where reports go: unix sockets where enough of them can wait, else ports of the loopback that are free or were
-    ours before."""
+    """Where reports go: unix sockets where enough of them can wait, else ports of the loopback, free ones or those of
+    the front `before`."""
     if _queue_length() >= ENOUGH_DATAGRAMS and "," not in str(layout.socket):
         return portable_reports(layout, workers)
     kept = [each for each in before.reports if not each.startswith("unix:")][:workers] if before is not None else []

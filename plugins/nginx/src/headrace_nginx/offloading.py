@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace import front
+from headrace.choice import HANDOVERS
 from headrace.delivery import NOT_OURS
 from headrace.front import Lane
 
@@ -25,13 +26,14 @@ HIDDEN = sorted(
     | {"access-control-allow-private-network", *(name for name in front.CARRIED if name.startswith("x-"))}
 )
 """Headers of backends that are the gateway's own to say; nginx itself takes care of the hop-by-hop ones."""
-TRY_AGAIN = " ".join(map(str, (*range(300, 309), 401, 403, 407, 408, 429, *range(500, 531), 598, 599)))
+TRY_AGAIN = " ".join(map(str, (*range(300, 309), 401, 403, 407, 429, *range(500, 531), 598, 599)))
 """Statuses that another backend might better, or that are the operator's business: the core decides what to do."""
 WATCHING = ("", "_watched", "_edited")
 """Endings of location names: as it is, with a look at the reply, and also with an edited request."""
 REPORT = (
-    '{"id":"$request_id","pid":$pid,"status":$headrace_status,"bytes":$body_bytes_sent,'
-    '"completed":$headrace_completed,"header_time":"$upstream_header_time","watched":[$headrace_seen]}'
+    '{"id":"$request_id","mark":"$headrace_mark","connection":$connection,"status":$headrace_status,'
+    '"bytes":$body_bytes_sent,"completed":$headrace_completed,"header_time":"$upstream_header_time",'
+    '"watched":[$headrace_seen]}'
 )
 
 
@@ -48,7 +50,11 @@ def in_http(handover: Handover, layout: Layout) -> list[str]:
         "variables_hash_max_size 2048;",
         f"include {quoted_path(layout.mark, 'mark file')};",
         f"js_import headrace_replies from {quoted_path(layout.replies, 'script')};",
-        "js_set $headrace_body headrace_replies.body;",
+        "# A variable of a script is worked out once per request: each try has one of its own.",
+        *(f"js_set $headrace_body_{number} headrace_replies.body;" for number in range(1, HANDOVERS + 1)),
+        "map $headrace_tries $headrace_body { volatile; "
+        + " ".join(f"{'1' * number} $headrace_body_{number};" for number in range(1, HANDOVERS + 1))
+        + " }",
         "js_set $headrace_watched headrace_replies.watched;",
         *_maps(handover),
         *_reports(handover),
@@ -61,15 +67,15 @@ def _maps(handover: Handover) -> list[str]:
     """What is sent to a backend: the client's own, unless the core says otherwise."""
     own = (name for name in front.FORWARDED if name != "content-type")
     return [
-        'map $headrace_send_content_type $headrace_sent_content_type { default $headrace_send_content_type; "" '
-        "$headrace_content_type; }",
-        'map $content_type $headrace_content_type { default $content_type; "" application/json; }',
+        "map $headrace_send_content_type $headrace_sent_content_type "
+        '{ volatile; default $headrace_send_content_type; "" $headrace_content_type; }',
+        'map $content_type $headrace_content_type { volatile; default $content_type; "" application/json; }',
         *(
             f"map $headrace_send_{_variable(name)} $headrace_sent_{_variable(name)} "
-            f'{{ default $headrace_send_{_variable(name)}; "" $http_{_variable(name)}; }}'
+            f'{{ volatile; default $headrace_send_{_variable(name)}; "" $http_{_variable(name)}; }}'
             for name in own
         ),
-        'map $headrace_host $headrace_host_name { default $headrace_host; "~^(?<headrace_name>.+):[0-9]+$" '
+        'map $headrace_host $headrace_host_name { volatile; default $headrace_host; "~^(?<headrace_name>.+):[0-9]+$" '
         "$headrace_name; }",
         "# A report tells of an answer that nginx delivered, of a client that left, and of what the core asks for.",
         'map $headrace_watch $headrace_seen { default $headrace_watched; "" ""; }',
@@ -85,10 +91,13 @@ def _reports(handover: Handover) -> list[str]:
     for number, address in enumerate(handover.reports):
         lines += [
             f'map "$headrace_reported:$headrace_worker" $headrace_report_{number} {{ default 0; "1:{number}" 1; }}',
-            f'access_log "syslog:server={check_text(address, "report address")},nohostname,tag=headrace" '
-            f"headrace_report if=$headrace_report_{number};",
+            f"access_log {_syslog(address)} headrace_report if=$headrace_report_{number};",
         ]
     return lines
+
+
+def _syslog(address: str) -> str:
+    return f'"syslog:server={check_text(address, "report address")},nohostname,tag=headrace"'
 
 
 def _group(lane: Lane) -> list[str]:
@@ -123,7 +132,7 @@ def _location(lane: Lane, ending: str, handover: Handover, config: NginxConfig, 
     return [
         *_told(handover, edited=edited, watched=watched),
         f"proxy_pass {'https' if lane.tls else 'http'}://$headrace_group$headrace_uri;",
-        *(["proxy_set_body $headrace_body;"] if edited else []),
+        *(['set $headrace_tries "${headrace_tries}1";', "proxy_set_body $headrace_body;"] if edited else []),
         *_request_headers(handover),
         *(_tls(lane, layout) if lane.tls else []),
         f"proxy_connect_timeout {duration(lane.connect)};",
@@ -140,6 +149,8 @@ def _location(lane: Lane, ending: str, handover: Handover, config: NginxConfig, 
         "proxy_intercept_errors on;",
         "recursive_error_pages on;",
         f"error_page {TRY_AGAIN} = @headrace_again;",
+        "# The core hears of backends that break off in the middle of a reply.",
+        *(f"error_log {_syslog(address)} error;" for address in handover.reports),
         *(f"add_header {name} $headrace_carried_{_variable(name)} always;" for name in handover.response_headers),
         "add_header X-Request-ID $headrace_request_id always;",
         *security_headers(config),

@@ -29,6 +29,7 @@ INTERNAL_HEADERS = (
     "X-Headrace-Failed",
     "X-Headrace-Mark",
     "X-Headrace-Retry-After",
+    "X-Headrace-Spooled",
 )
 """Names that mean something between nginx and the core: a client's own are dropped."""
 FORWARDED_HEADERS = (
@@ -148,7 +149,11 @@ def asked_again(gateway: Gateway, config: NginxConfig) -> list[str]:
 
 def _marks() -> list[tuple[str, str]]:
     """What shows the core that a request came through us."""
-    return [("X-Headrace-Mark", "$headrace_mark"), ("X-Headrace-Exchange", "$request_id")]
+    return [
+        ("X-Headrace-Mark", "$headrace_mark"),
+        ("X-Headrace-Exchange", "$request_id"),
+        ("X-Headrace-Spooled", "$request_body_file"),
+    ]
 
 
 def _asked(gateway: Gateway, config: NginxConfig, given: list[tuple[str, str]]) -> list[str]:

@@ -1,17 +1,15 @@
 // Edits requests and watches replies that nginx delivers without the core.
-// In memory: the last bytes of a reply, never the whole of it.
+//
+// njs keeps what a call makes until the request ends, some 600 bytes even of a call that does nothing: `filter` makes as
+// little as it can, and stops watching a reply of very many pieces.
 
-const KEPT = 4096, ROOM = 16384;
-const USAGE = Buffer.from('"usage"');
-const ERROR_EVENT = /(^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]/;
-const FINISHED = /"finish_reason"\s*:\s*"/;
-const NO_CHOICES = /"choices"\s*:\s*\[\s*\]/;
-const EVENT_END = /(\n\n|\r\n\r\n|\r\r)$/;
+const KEPT = 4096, ROOM = 8192, PIECES = 8192, USAGE_BYTES = 1024;
 
 let mode = null;      // what the core wants of this reply: usage, hide, end; empty: nothing
 let stream = false;   // whether it is an event stream
 let tail = null, filled = 0;
-let events = 0, size = 0, cut = false;
+let events = 0, size = 0, first = 0;
+let cut = false, flushed = false, unfinished = false, whole = true;
 let held = null;      // the beginning of an event, until it can be said whether it is shown
 
 // The client's body with what the core changes in it.
@@ -22,23 +20,33 @@ function body(r) {
         parts.push(given.slice(at, edit[0]), Buffer.from(edit[2]));
         at = edit[1];
     });
+    if (given.length < at) {
+        throw new Error('the body is not here');
+    }
     parts.push(given.slice(at));
-    return Buffer.concat(parts).toString();
+    const all = Buffer.concat(parts);
+    return String.bytesFrom ? String.bytesFrom(all.toString('hex'), 'hex') : all;
 }
 
-// Called for every piece of a reply: nothing is made here that stays until the end of the request.
+// Called for every piece of a reply.
 function filter(r, data, flags) {
-    if (mode === null && begin(r)) {
-        r.sendBuffer(data, flags);
+    if (mode === null ? begin(r) : events === PIECES) {
+        r.sendBuffer(held === null ? data : Buffer.concat([held, data]), flags);
+        whole = mode === '';
         r.done();
         return;
     }
     const length = data.length;
     if (length) {
+        first = first || Date.now();
         events += 1;
         keep(data, length);
-    } else if (events && !flags.last) {
-        cut = true;   // nginx flushes, and then closes: the backend broke off
+    } else if (!flags.last) {   // nginx flushes a head that comes alone, and again when the backend broke off
+        cut = events > 0 || flushed;
+        flushed = true;
+    } else if (!stream && unframed(r) && !/[}\]]\s*$/.test(text())) {
+        cut = true;
+        throw new Error('the backend broke off');   // the client's connection breaks, too
     }
     if (mode === 'hide') {
         data = visible(data, flags.last || cut);
@@ -48,7 +56,7 @@ function filter(r, data, flags) {
         if (stream && (cut || flags.last)) {
             data = ended(data);
         }
-        r.sendBuffer(data, flags);
+        r.sendBuffer(data, stream && cut ? { last: true } : flags);
     }
 }
 
@@ -60,10 +68,17 @@ function begin(r) {
     if (mode === 'hide' && !stream) {
         mode = 'usage';
     }
-    if (mode === 'end') {   // HTTP itself says whether a reply is whole, if the backend says how long it is
-        return !stream || Boolean(r.variables.upstream_http_transfer_encoding);
+    if (mode === 'end' && r.variables.upstream_http_transfer_encoding) {
+        mode = '';   // HTTP itself says whether the reply is whole, and nginx tells the core of one that is not
     }
     return mode === '';
+}
+
+// Whether nothing but the end of the connection says where a JSON reply ends.
+function unframed(r) {
+    const found = r.headersOut['Content-Type'] || '';
+    return found.startsWith('application/json') && !r.variables.upstream_http_content_length &&
+        !r.variables.upstream_http_transfer_encoding;
 }
 
 function keep(data, length) {
@@ -71,8 +86,8 @@ function keep(data, length) {
         tail = Buffer.alloc(ROOM);
     }
     if (length > ROOM - KEPT) {
-        data.copy(tail, 0, length - KEPT);
-        filled = KEPT;
+        data.copy(tail, 0, Math.max(0, length - KEPT));
+        filled = Math.min(KEPT, length);
         return;
     }
     if (filled + length > ROOM) {
@@ -89,14 +104,15 @@ function text() {
 
 // The piece without the event that tells nothing but a usage the client did not ask for.
 function visible(data, last) {
-    if (held === null && data.length && data[data.length - 1] === 10 && data.indexOf(USAGE) < 0) {
+    const length = data.length;
+    if (held === null && length > 1 && data[length - 1] === 10 && data[length - 2] === 10 && data.indexOf('"usage"') < 0) {
         return data;
     }
     const all = held === null ? data : Buffer.concat([held, data]), shown = [];
     let start = 0;
     for (let end = after(all, 0); end > 0; end = after(all, start)) {
         const event = all.slice(start, end);
-        if (event.indexOf(USAGE) < 0 || !NO_CHOICES.test(event.toString())) {
+        if (event.indexOf('"usage"') < 0 || !/"choices"\s*:\s*\[\s*\]/.test(event.toString())) {
             shown.push(event);
         }
         start = end;
@@ -121,17 +137,25 @@ function after(data, start) {
 // The last piece of a stream; if the stream is not whole, with an event that says so.
 function ended(data) {
     const said = text();
-    if (!cut && !ERROR_EVENT.test(said) && (/\[DONE\]\s*$/.test(said) || FINISHED.test(said))) {
+    const failed = /(^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]/.test(said);
+    if (!cut && !failed && (/\[DONE\]\s*$/.test(said) || /"finish_reason"\s*:\s*"/.test(said))) {
         return data;
     }
-    const event = (EVENT_END.test(said) ? '' : '\n\n') + (cut ? BROKEN : UNFINISHED);
+    unfinished = true;
+    const event = (/(\n\n|\r\n\r\n|\r\r)$/.test(said) ? '' : '\n\n') + (cut ? BROKEN : UNFINISHED);
     size += event.length;
     return Buffer.concat([data, Buffer.from(event)]);
 }
 
-// For the report: what was seen, as JSON.
+// For the report, as JSON: what was seen, and the last usage object in base64.
 function watched(r) {
-    return mode ? JSON.stringify({ events, size, tail: text(), cut }) : '';
+    if (!mode) {
+        return '';
+    }
+    const at = tail === null ? -1 : tail.slice(0, filled).lastIndexOf('"usage"');
+    const usage = at < 0 ? '' : tail.slice(at, Math.min(filled, at + USAGE_BYTES)).toString('base64');
+    return `{"events":${events},"size":${size},"cut":${cut},"unfinished":${unfinished},"whole":${whole},` +
+        `"first":${first},"usage":"${usage}"}`;
 }
 
 export default { body, filter, watched };

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace import front
-from headrace.delivery import UNFINISHED, Cut
+from headrace.delivery import BROKEN, UNFINISHED, Cut
 from headrace.dialects import OPENAI
 from headrace.errors import HeadraceError, PluginError
 from headrace.supervisor import Process
@@ -52,6 +52,8 @@ class Service:
         self.layout = Layout.of(gateway)
         self._found: Nginx | NoNginx | None = None
         self._planned: list[Handover | None] = []
+        self._starts = False
+        """Whether nobody listens for reports yet, so that the addresses may be chosen anew."""
         self._secret = ""
 
     def nginx(self) -> Nginx:
@@ -80,6 +82,7 @@ class Service:
                 raise PluginError("nginx", f"{error}, or set required = false", "processes") from error
             logger.warning("serving without TLS: %s", error)
             return []
+        self._starts = True
         try:
             self.install()
             for port in filter(None, (self.config.port, self.config.redirect_port)):
@@ -145,7 +148,7 @@ class Service:
         Raises:
             HeadraceError: with nginx's own words if it refuses.
         """
-        with self._checked() as path:
+        with self._checked(installing=True) as path:
             path.replace(self.layout.config_file)
             found = self.handover()
             if found is None:
@@ -169,7 +172,7 @@ class Service:
             return None
         found = handover.lanes(self.gateway, resolved=True)
         workers, before = self.gateway.config.server.workers, front.read(self._front_file)
-        reports = handover.report_addresses(self.layout, workers, before)
+        reports = handover.report_addresses(self.layout, workers, None if self._starts else before)
         return handover.plan(self.gateway, reports, found, (self.config.request_headers, self.config.response_headers))
 
     def _mark(self, found: Handover) -> str:
@@ -180,12 +183,12 @@ class Service:
 
     def check(self) -> None:
         """Ask nginx about the configuration, and leave the one in place alone. Raises HeadraceError."""
-        with self._checked():
+        with self._checked(installing=False):
             self._say_what_is_missing()
 
     @contextlib.contextmanager
-    def _checked(self) -> Iterator[Path]:
-        self._prepare()
+    def _checked(self, *, installing: bool) -> Iterator[Path]:
+        self._prepare(installing=installing)
         path = self.layout.runtime / f".check-{os.getpid()}.conf"
         try:
             _write(path, self.render())
@@ -196,7 +199,7 @@ class Service:
         finally:
             path.unlink(missing_ok=True)
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, installing: bool) -> None:
         self.gateway.make_dirs()
         try:
             for folder in (self.layout.runtime, *self._log_folders()):
@@ -206,7 +209,9 @@ class Service:
             found = self.handover()
             if found is not None:
                 _write(self.layout.replies, replies_script())
-                _write(self.layout.mark, f'map $pid $headrace_mark {{ default "{self._mark(found)} $pid"; }}\n')
+                if installing or not self.layout.mark.exists():  # another mark than that of front.json means nothing
+                    _write(self.layout.mark, f'map $pid $headrace_mark {{ default "{self._mark(found)} $pid"; }}\n')
+                    self.layout.mark.chmod(0o600)
         except OSError as error:
             raise HeadraceError(f"nginx's files cannot be written: {error}") from error
         if self.config.tls and self.config.certificate is None:
@@ -317,7 +322,7 @@ def replies_script() -> str:
     """The njs script that edits requests and watches replies, with the events that end a cut stream."""
     broken, unfinished = (
         msgspec.json.encode(OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode()).decode()
-        for why in ("The connection to the backend broke.", UNFINISHED)
+        for why in (BROKEN, UNFINISHED)
     )
     text = resources.files(__package__).joinpath("replies.js").read_text("utf-8")
     return f"const BROKEN = {broken}, UNFINISHED = {unfinished};\n{text}"
