@@ -133,14 +133,21 @@ def main(config: str | None) -> None:
 
 @main.command()
 @click.option("--socket-only", is_flag=True, help="Listen on the unix socket for nginx alone.")
+@click.option(
+    "--worker", type=click.IntRange(min=0), default=0, help="Which of server.workers this is, from 0; nginx knows each."
+)
 @click.pass_context
-def serve(context: click.Context, socket_only: bool) -> None:
+def serve(context: click.Context, socket_only: bool, worker: int) -> None:
     """Run the core alone, without nginx and without engines."""
     from . import server
     from .sockets import url_of
 
     _log_to_stderr()
     gateway = gateway_of(context)
+    workers = gateway.config.server.workers
+    if worker >= workers:
+        raise click.BadParameter(f"there are {workers} (server.workers)", context, param_hint="--worker")
+    gateway.worker = worker
     with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:
 
         def say() -> None:

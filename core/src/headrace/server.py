@@ -110,7 +110,7 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
     gateway.make_dirs()
     refusal = f"another gateway listens on {gateway.core_socket}: stop it, or set another server.state_dir"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(gateway.runtime_dir / "core.lock", refusal))
+        stack.enter_context(held(gateway.core_socket.with_suffix(".lock"), refusal))
         sockets = [stack.enter_context(bind_unix(gateway.core_socket))]
         stack.callback(gateway.core_socket.unlink, missing_ok=True)
         if tcp:

@@ -49,7 +49,7 @@ async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
     front = any(process.role == "front" for process in beside)
     if not front:
         bind(gateway.config.server.listen).close()  # a taken port is told of before engines start
-    supervisor = Supervisor([*beside, core_process(gateway, path, tcp=not front)], say)
+    supervisor = Supervisor([*beside, *core_processes(gateway, path, front=front)], say)
     supervisor.install_signals()
 
     async def on_ready() -> None:
@@ -60,14 +60,24 @@ async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
     say("stopped")
 
 
-def core_process(gateway: Gateway, path: Path, *, tcp: bool) -> Process:
-    """The core as a child process."""
-    arguments = ["--config", str(path), "serve", *(() if tcp else ("--socket-only",))]
+def core_processes(gateway: Gateway, path: Path, *, front: bool) -> list[Process]:
+    """The core as child processes: as many workers as are wanted, if there is a front server to share out the work."""
+    workers = gateway.config.server.workers
+    if front:
+        return [core_process(gateway, path, worker, ("--socket-only",)) for worker in range(workers)]
+    if workers > 1:
+        say("server.workers needs nginx in front: one core process runs")
+    return [core_process(gateway, path, 0, ())]
+
+
+def core_process(gateway: Gateway, path: Path, worker: int, options: tuple[str, ...]) -> Process:
+    """One worker of the core."""
+    chosen = (*options, "--worker", str(worker)) if worker else options
     return Process(
-        name="core",
-        argv=[sys.executable, "-m", "headrace", *arguments],
+        name=f"core {worker}" if worker else "core",
+        argv=[sys.executable, "-m", "headrace", "--config", str(path), "serve", *chosen],
         role="core",
-        ready=answers(gateway.core_socket, "/health/live"),
+        ready=answers(gateway.core_sockets[worker], "/health/live"),
         ready_timeout=gateway.config.server.startup_timeout * (1 + len(gateway.plugins)),
         stop_timeout=gateway.config.server.shutdown_timeout + 5.0,
     )

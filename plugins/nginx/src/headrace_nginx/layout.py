@@ -34,7 +34,7 @@ class Layout(msgspec.Struct, frozen=True):
         import certifi  # what the core itself trusts
 
         authorities = Path(os.environ.get("SSL_CERT_FILE") or certifi.where()).absolute()
-        return cls(gateway.state_dir, gateway.runtime_dir / "nginx", gateway.core_socket, Path.cwd(), authorities)
+        return cls(gateway.state_dir, gateway.runtime_dir / "nginx", gateway.core_sockets[0], Path.cwd(), authorities)
 
     @classmethod
     def portable(cls, prefix: Path = PORTABLE_PREFIX) -> Layout:
