@@ -25,6 +25,10 @@ class Protocol(HttpToolsProtocol):
     _data = b""
     """What is being parsed."""
     _in_body = False
+    _size = 0
+    """Bytes of the headers' names and values so far."""
+    _hosts = 0
+    """How many of them are called Host."""
     _refusal: GatewayError | None = None
 
     _on_lost: Callable[[], None] | None = None
@@ -65,18 +69,27 @@ class Protocol(HttpToolsProtocol):
         self.scope["headrace.wire"] = self  # type: ignore[typeddict-unknown-key]
         self._head_bytes = 1
         self._in_body = False
+        self._size = self._hosts = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # a trailer is no header: RFC 9110, 6.5.1
-            super().on_header(name, value)
+        """What uvicorn does, and counts. It is called for every header of every request."""
+        if self._in_body:  # a trailer is no header: RFC 9110, 6.5.1
+            return
+        name = name.lower()
+        self.headers.append((name, value))
+        self._size += len(name) + len(value)
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
         self._in_body = True
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.max_header_bytes:
+        if len(self.url) + self._size > self.max_header_bytes:
             self._refusal = self._too_large()
             raise self._refusal
-        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+        if self._hosts != 1 and self.parser.get_http_version() == "1.1":
             self._refusal = InvalidRequest("The request needs one Host header.", code="invalid_http")
             raise self._refusal
         super().on_headers_complete()

@@ -42,7 +42,10 @@ class Clock:
 
 def as_json(logger: Any, name: str, fields: Fields) -> str:
     """One JSON object: timestamp, level and event first."""
-    ordered = {key: fields.pop(key) for key in ("timestamp", "level", "event") if key in fields} | dict(fields)
+    if next(iter(fields), None) == "timestamp":  # our own lines are made in order
+        ordered = fields
+    else:
+        ordered = {key: fields.pop(key) for key in ("timestamp", "level", "event") if key in fields} | dict(fields)
     try:
         line = msgspec.json.encode(ordered, enc_hook=str).decode()
     except (UnicodeEncodeError, OverflowError, TypeError, ValueError):  # half a surrogate pair, for instance
