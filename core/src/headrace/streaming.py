@@ -104,6 +104,9 @@ class UsageHider:
     What was left out is in `hidden`. An event is held back until it is whole.
     """
 
+    HELD = 65_536
+    """Bytes of an event that are held back at most."""
+
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
         self.hidden = b""
@@ -136,7 +139,10 @@ class UsageHider:
                 self.hidden = event
             else:
                 shown.append(event)
-        return b"".join(shown), data[start:]
+        rest = data[start:]
+        if len(rest) > self.HELD:  # no usage is so long
+            return b"".join((*shown, rest)), b""
+        return b"".join(shown), rest
 
 
 class Tail:

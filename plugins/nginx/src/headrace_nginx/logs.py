@@ -29,7 +29,7 @@ FIELDS = (
 def access_log(config: NginxConfig, layout: Layout) -> list[str]:
     """The format, and where it goes."""
     path = layout.log_file(config.access_log)
-    where = "off" if path is None else f"{quoted_path(path, 'access_log')} headrace"
+    where = "off" if path is None else f"{quoted_path(path, 'access_log')} headrace buffer=32k flush=1s"
     lines = [
         "# One JSON object per request. No header but the request id, no query string: keys travel in both.",
         *_maps(),

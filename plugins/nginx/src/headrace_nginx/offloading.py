@@ -56,6 +56,7 @@ def in_http(handover: Handover, layout: Layout) -> list[str]:
         + " ".join(f"{'1' * number} $headrace_body_{number};" for number in range(1, HANDOVERS + 1))
         + " }",
         "js_set $headrace_watched headrace_replies.watched;",
+        "js_var $headrace_whole;",
         *_maps(handover),
         *_reports(handover),
         "",
@@ -78,7 +79,8 @@ def _maps(handover: Handover) -> list[str]:
         'map $headrace_host $headrace_host_name { volatile; default $headrace_host; "~^(?<headrace_name>.+):[0-9]+$" '
         "$headrace_name; }",
         "# A report tells of an answer that nginx delivered, of a client that left, and of what the core asks for.",
-        'map $headrace_watch $headrace_seen { default $headrace_watched; "" ""; }',
+        'map $headrace_watch $headrace_looked { default $headrace_watched; "" ""; }',
+        'map $headrace_whole $headrace_seen { default $headrace_whole; "" $headrace_looked; }',
         'map "$status:$headrace_group$upstream_http_x_headrace_report" $headrace_reported '
         '{ default 1; "~^499:" 1; "~:$" 0; }',
         'map $upstream_addr $headrace_worker { default 0; "~.*/core-(?<headrace_number>[0-9]+)\\.sock" '

@@ -1,10 +1,12 @@
 // Edits requests and watches replies that nginx delivers without the core.
 //
-// njs keeps what a call makes until the request ends, some 600 bytes even of a call that does nothing: `filter` makes as
-// little as it can, and stops watching a reply of very many pieces.
+// njs keeps what a call is given and makes until the request ends: each piece, and some 600 bytes besides. So `filter`
+// makes little, and stops watching a reply once that would be too much.
 
-const KEPT = 4096, ROOM = 8192, PIECES = 8192, USAGE_BYTES = 1024;
+const KEPT = 4096, ROOM = 8192, USAGE_BYTES = 1024, HELD = 16384;
+const CALL = 600, MOST = 8 * 1024 * 1024;
 
+let awaited = 0;      // the length of a reply that is no stream, if the backend said it
 let mode = null;      // what the core wants of this reply: usage, hide, end; empty: nothing
 let stream = false;   // whether it is an event stream
 let tail = null, filled = 0;
@@ -30,13 +32,19 @@ function body(r) {
 
 // Called for every piece of a reply.
 function filter(r, data, flags) {
-    if (mode === null ? begin(r) : events === PIECES) {
+    if (mode === null ? begin(r) : events * CALL + size > MOST) {
         r.sendBuffer(held === null ? data : Buffer.concat([held, data]), flags);
         whole = mode === '';
         r.done();
         return;
     }
     const length = data.length;
+    if (awaited === length && length) {
+        seenWhole(r, data, length);
+        r.sendBuffer(data, flags);
+        r.done();
+        return;
+    }
     if (length) {
         first = first || Date.now();
         events += 1;
@@ -51,12 +59,13 @@ function filter(r, data, flags) {
     if (mode === 'hide') {
         data = visible(data, flags.last || cut);
     }
-    if (data.length || !length) {
+    if (data.length || !length || flags.last) {
         size += data.length;
         if (stream && (cut || flags.last)) {
-            data = ended(data);
+            r.sendBuffer(ended(data), { last: true });
+        } else {
+            r.sendBuffer(data);
         }
-        r.sendBuffer(data, stream && cut ? { last: true } : flags);
     }
 }
 
@@ -68,10 +77,20 @@ function begin(r) {
     if (mode === 'hide' && !stream) {
         mode = 'usage';
     }
+    if (mode === 'usage' && !stream) {
+        awaited = Number(r.variables.upstream_http_content_length) || 0;
+    }
     if (mode === 'end' && r.variables.upstream_http_transfer_encoding) {
         mode = '';   // HTTP itself says whether the reply is whole, and nginx tells the core of one that is not
     }
     return mode === '';
+}
+
+// A whole reply in one piece, as most are: this one call is all.
+function seenWhole(r, data, length) {
+    const at = data.lastIndexOf('"usage"');
+    const usage = at < 0 ? '' : data.slice(at, Math.min(length, at + USAGE_BYTES)).toString('base64');
+    r.variables.headrace_whole = `{"events":1,"size":${length},"first":${Date.now()},"usage":"${usage}"}`;
 }
 
 // Whether nothing but the end of the connection says where a JSON reply ends.
@@ -118,10 +137,11 @@ function visible(data, last) {
         start = end;
     }
     const rest = all.slice(start);
-    if (last && rest.length) {
+    const enough = last || rest.length > HELD;   // no usage is so long
+    if (enough && rest.length) {
         shown.push(rest);
     }
-    held = last || !rest.length ? null : Buffer.from(rest);
+    held = enough || !rest.length ? null : Buffer.from(rest);
     return shown.length ? Buffer.concat(shown) : Buffer.alloc(0);
 }
 
