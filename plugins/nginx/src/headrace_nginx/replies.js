@@ -3,16 +3,20 @@
 // njs keeps what a call is given and makes until the request ends: each piece, and some 600 bytes besides. So `filter`
 // makes little, and stops watching a reply once that would be too much.
 
-const KEPT = 4096, ROOM = 8192, USAGE_BYTES = 1024, HELD = 16384;
+const KEPT = 4096, USAGE_BYTES = 1024, HELD = 16384;
+const SMALL = 128, NEWEST = 31;
 const CALL = 600, MOST = 8 * 1024 * 1024;
 
 let awaited = 0;      // the length of a reply that is no stream, if the backend said it
 let mode = null;      // what the core wants of this reply: usage, hide, end; empty: nothing
+let plain = false;    // whether pieces pass as they are
 let stream = false;   // whether it is an event stream
-let tail = null, filled = 0;
 let events = 0, size = 0, first = 0;
 let cut = false, flushed = false, unfinished = false, whole = true;
 let held = null;      // the beginning of an event, until it can be said whether it is shown
+
+const pieces = [];    // the newest ones, in a ring; small ones lie together
+let newest = 0;
 
 // The client's body with what the core changes in it.
 function body(r) {
@@ -30,21 +34,33 @@ function body(r) {
     return String.bytesFrom ? String.bytesFrom(all.toString('hex'), 'hex') : all;
 }
 
-// Called for every piece of a reply.
+// Called for every piece of a reply. The first lines are all that most of them cost.
 function filter(r, data, flags) {
+    const length = data.length;
+    if (plain && length >= SMALL && events * CALL + size < MOST && !flags.last) {
+        events += 1;
+        size += length;
+        newest = newest + 1 & NEWEST;
+        pieces[newest] = data;
+        r.sendBuffer(data);
+        return;
+    }
     if (mode === null ? begin(r) : events * CALL + size > MOST) {
         r.sendBuffer(held === null ? data : Buffer.concat([held, data]), flags);
         whole = mode === '';
         r.done();
         return;
     }
-    const length = data.length;
     if (awaited === length && length) {
         seenWhole(r, data, length);
         r.sendBuffer(data, flags);
         r.done();
         return;
     }
+    look(r, data, length, flags);
+}
+
+function look(r, data, length, flags) {
     if (length) {
         first = first || Date.now();
         events += 1;
@@ -67,6 +83,7 @@ function filter(r, data, flags) {
             r.sendBuffer(data);
         }
     }
+    plain = mode !== 'hide';
 }
 
 // Decides what is done about this reply; true if nothing is.
@@ -89,7 +106,7 @@ function begin(r) {
 // A whole reply in one piece, as most are: this one call is all.
 function seenWhole(r, data, length) {
     const at = data.lastIndexOf('"usage"');
-    const usage = at < 0 ? '' : data.slice(at, Math.min(length, at + USAGE_BYTES)).toString('base64');
+    const usage = at < 0 ? '' : data.slice(at, at + USAGE_BYTES).toString('base64');
     r.variables.headrace_whole = `{"events":1,"size":${length},"first":${Date.now()},"usage":"${usage}"}`;
 }
 
@@ -101,24 +118,23 @@ function unframed(r) {
 }
 
 function keep(data, length) {
-    if (tail === null) {
-        tail = Buffer.alloc(ROOM);
+    const before = pieces[newest];
+    if (before !== undefined && before.length < SMALL) {
+        data = Buffer.concat([before, data]);
+    } else {
+        newest = newest + 1 & NEWEST;
     }
-    if (length > ROOM - KEPT) {
-        data.copy(tail, 0, Math.max(0, length - KEPT));
-        filled = Math.min(KEPT, length);
-        return;
-    }
-    if (filled + length > ROOM) {
-        tail.copyWithin(0, filled - KEPT, filled);
-        filled = KEPT;
-    }
-    data.copy(tail, filled);
-    filled += length;
+    pieces[newest] = data;
+}
+
+// The end of the reply, as far as it is kept.
+function tail() {
+    const all = Buffer.concat(pieces.slice(newest + 1).concat(pieces.slice(0, newest + 1)).filter(each => each));
+    return all.slice(Math.max(0, all.length - KEPT));
 }
 
 function text() {
-    return tail === null ? '' : tail.slice(Math.max(0, filled - KEPT), filled).toString();
+    return tail().toString();
 }
 
 // The piece without the event that tells nothing but a usage the client did not ask for.
@@ -172,8 +188,8 @@ function watched(r) {
     if (!mode) {
         return '';
     }
-    const at = tail === null ? -1 : tail.slice(0, filled).lastIndexOf('"usage"');
-    const usage = at < 0 ? '' : tail.slice(at, Math.min(filled, at + USAGE_BYTES)).toString('base64');
+    const end = tail(), at = end.lastIndexOf('"usage"');
+    const usage = at < 0 ? '' : end.slice(at, at + USAGE_BYTES).toString('base64');
     return `{"events":${events},"size":${size},"cut":${cut},"unfinished":${unfinished},"whole":${whole},` +
         `"first":${first},"usage":"${usage}"}`;
 }
