@@ -22,6 +22,8 @@ class Edit(msgspec.Struct, frozen=True, array_like=True):
     text: str
 
 
+DELETE = "\x7f"
+"""ASCII, and yet it cannot stand in a header."""
 Edits = tuple[Edit, ...]
 """In the order of their places, without overlap."""
 
@@ -57,7 +59,7 @@ def edit(body: bytes, fields: Mapping[str, msgspec.Raw], changes: Mapping[str, A
 
 def find_edits(body: bytes, fields: Mapping[str, msgspec.Raw], changes: Mapping[str, Any]) -> Edits | None:
     """The edits that set `changes`; None if the fields do not stand in the body one after the other."""
-    if None in changes.values():
+    if None in changes.values() or not fields:
         return None
     start = at = body.index(b"{") + 1
     found = []
@@ -86,11 +88,11 @@ def apply(body: bytes, edits: Edits) -> bytes:
 def _json(value: Any) -> str:
     """As JSON that fits into an HTTP header."""
     text = msgspec.json.encode(value).decode()
-    return text if text.isascii() else "".join(map(_escaped, text))
+    return text if text.isascii() and DELETE not in text else "".join(map(_escaped, text))
 
 
 def _escaped(character: str) -> str:
-    if character.isascii():
+    if character.isascii() and character != DELETE:
         return character
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

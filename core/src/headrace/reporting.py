@@ -43,7 +43,7 @@ class Seat:
         self.front = front
         self.pid = pid
         self.proven = False
-        self.broken: dict[int, None] = {}
+        self.broken: dict[int, bool] = {}
         """Connections of clients whose backend broke off, until the report of it comes."""
         self.visible = _is_alive(pid)
         """Whether we can see the process at all: it may live in another container."""
@@ -185,7 +185,7 @@ class Reporting:
         if seat is None:  # not of an nginx of ours
             return
         seat.proven = True
-        report.broken = seat.broken.pop(report.connection, None) is not None
+        report.broken = seat.broken.pop(report.connection, False)
         pending = self._pending.get(report.id)
         if pending is None:
             self.unknown += 1
@@ -200,7 +200,7 @@ class Reporting:
         pid, connection = int(found[1]), int(found[2])
         for seat in self._seats.values():
             if seat.pid == pid:
-                seat.broken[connection] = None
+                seat.broken[connection] = True
                 while len(seat.broken) > COMPLAINTS_KEPT:
                     del seat.broken[next(iter(seat.broken))]
 

@@ -6,6 +6,7 @@ https://github.com/open-telemetry/semantic-conventions-genai: gen_ai); where it 
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -37,8 +38,6 @@ def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, 
     """
     fields: dict[str, Any] = {
         "request_id": redactor.text(exchange.id),
-        "http.request.method": exchange.method,
-        "url.path": exchange.path,
         "http.response.status_code": outcome.status,
         "completed": outcome.completed,
         "aborted": outcome.aborted,
@@ -46,13 +45,13 @@ def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, 
     }
     if outcome.ttft_seconds is not None:
         fields["gen_ai.response.time_to_first_chunk"] = round(outcome.ttft_seconds, 6)
+    peek = exchange.peek
+    fields |= _asked(exchange.method, exchange.path, exchange.endpoint.name)
     fields["client.address"] = exchange.client
     if exchange.principal is not None:
         fields.update(_principal(exchange.principal, redactor))
-    operation = exchange.endpoint.name
-    fields["gen_ai.operation.name"] = OPERATIONS.get(operation, operation)
-    if exchange.peek is not None:
-        fields["gen_ai.request.model"] = redactor.known(exchange.peek.model)
+    if peek is not None:
+        fields["gen_ai.request.model"] = redactor.known(peek.model)
         fields["gen_ai.request.stream"] = exchange.streaming
     if outcome.target is not None:
         fields["target"] = outcome.target
@@ -68,6 +67,16 @@ def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, 
     if outcome.error is not None:
         fields.update(_error(outcome.error, redactor, bodies))
     return fields
+
+
+@functools.lru_cache(maxsize=64)
+def _asked(method: str, path: str, endpoint: str) -> dict[str, str]:
+    """What requests to an endpoint have in common."""
+    return {
+        "http.request.method": method,
+        "url.path": path,
+        "gen_ai.operation.name": OPERATIONS.get(endpoint, endpoint),
+    }
 
 
 def _principal(principal: Principal, redactor: Redactor) -> dict[str, str]:
