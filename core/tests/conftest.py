@@ -38,7 +38,8 @@ class FakeNginx:
     Attributes:
         gateway: the core behind it.
         url: where the same core listens on TCP.
-        client: sends over the unix socket, without a mark.
+        client: sends over the unix socket.
+        socket, address: what reports are sent by, and where to.
     """
 
     def __init__(self, gateway: Gateway, front: wire.Front, url: str) -> None:
@@ -49,12 +50,14 @@ class FakeNginx:
             base_url="http://localhost",
             timeout=30,
         )
-        unix = front.reports[0].startswith("unix:")
-        self._socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
+        host, _, port = front.reports[0].rpartition(":")
+        unix = host == "unix"
+        self.address: Any = port if unix else (host, int(port))
+        self.socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
 
     async def aclose(self) -> None:
-        self._socket.close()
+        self.socket.close()
         await self.client.aclose()
 
     @property
@@ -100,10 +103,7 @@ class FakeNginx:
         await self.say(f"{line}prematurely closed connection {doing}, client: 192.0.2.1".encode())
 
     async def say(self, datagram: bytes) -> None:
-        address = self.front.reports[0]
-        host, _, port = address.rpartition(":")
-        where = address.removeprefix("unix:") if address.startswith("unix:") else (host, int(port))
-        await asyncio.get_running_loop().sock_sendto(self._socket, datagram, where)
+        await asyncio.get_running_loop().sock_sendto(self.socket, datagram, self.address)
 
     async def heard(self) -> None:
         """Wait until the core has read everything said so far: a report of nobody's request comes last."""

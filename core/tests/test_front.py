@@ -108,7 +108,8 @@ def test_the_default_port_and_the_same_port_said_are_one_group() -> None:
 
 
 def test_names_are_the_same_in_every_process() -> None:
-    assert lane().key == "headrace_98f62574ea2e @headrace_b4f3a1f0a1a1"
+    fixed = Lane(False, "gpu:8000", "gpu:8000", verify=True, connect=1.0, read=2.0, keep_alive=3.0, max_connections=4)
+    assert fixed.key == "headrace_c546493bcfdb @headrace_43aabac428e1"
 
 
 def test_lanes_are_found_by_their_targets_names() -> None:

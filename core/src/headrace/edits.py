@@ -59,7 +59,7 @@ def edit(body: bytes, fields: Mapping[str, msgspec.Raw], changes: Mapping[str, A
 
 def find_edits(body: bytes, fields: Mapping[str, msgspec.Raw], changes: Mapping[str, Any]) -> Edits | None:
     """The edits that set `changes`; None if the fields do not stand in the body one after the other."""
-    if None in changes.values() or not fields:
+    if None in changes.values():
         return None
     start = at = body.index(b"{") + 1
     found = []
@@ -73,6 +73,8 @@ def find_edits(body: bytes, fields: Mapping[str, msgspec.Raw], changes: Mapping[
     if body[at:].strip() != b"}":
         return None
     added = "".join(f"{_json(name)}:{_json(changes[name])}," for name in changes if name not in fields)
+    if not fields:
+        added = added.removesuffix(",")
     return ((Edit(start, start, added),) if added else ()) + tuple(found)
 
 

@@ -81,7 +81,8 @@ class Lane(msgspec.Struct, frozen=True):
     @property
     def group(self) -> str:
         """The name of the `upstream` block."""
-        return f"headrace_{_digest(self.address, self.max_connections, self.keep_alive)}"
+        checked = (self.verify, self.host) if self.tls else ()  # a connection is reused for whom it was opened for
+        return f"headrace_{_digest(self.address, self.max_connections, self.keep_alive, *checked)}"
 
     @property
     def location(self) -> str:

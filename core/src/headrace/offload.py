@@ -131,11 +131,12 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
         Cut: the backend broke off.
         ClientLeft: the client did not wait for the end.
     """
-    connection.status = report.status
+    http = 200 <= report.status <= 599
+    connection.status = report.status if http else Cut.status
     connection.bytes_sent = report.bytes
     for seen in report.watched:
         _look_at(seen, report, exchange, connection)
-    broken = report.broken or any(seen.cut for seen in report.watched)
+    broken = report.broken or not http or any(seen.cut for seen in report.watched)
     cut = broken or any(seen.unfinished for seen in report.watched)
     exchange.close_taps(report.completed and not cut)
     if cut:

@@ -18,7 +18,7 @@ HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z
 """Names that nginx and a certificate can both carry; nginx's regular expressions are not among them."""
 
 
-HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+HEADER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 """Names that nginx can make variables of."""
 
 
@@ -130,10 +130,15 @@ def _check_address(address: str) -> None:
         raise ValueError("address must not carry a zone (%…)")
 
 
+def is_header_name(name: str) -> bool:
+    """Whether nginx can make a variable of it."""
+    return HEADER_NAME.fullmatch(name) is not None
+
+
 def _check_headers(key: str, names: tuple[str, ...]) -> None:
     for name in names:
-        if not HEADER_NAME.fullmatch(name):
-            raise ValueError(f"{key}: {name!r} is not the name of a header (letters, digits and dashes)")
+        if not is_header_name(name):
+            raise ValueError(f"{key}: {name!r} is not the name of a header (letters, digits and dashes, at most 64)")
 
 
 def _check_names(names: tuple[str, ...]) -> None:

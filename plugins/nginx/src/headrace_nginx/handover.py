@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
 import secrets
 import socket
@@ -16,6 +17,7 @@ from headrace import front
 from headrace.front import Front, Lane
 
 from .binary import Platform
+from .config import is_header_name
 from .layout import Layout
 
 if TYPE_CHECKING:
@@ -27,6 +29,13 @@ EDIT_BYTES = 131_072
 """Bodies up to this size stay in nginx's memory, where its script can edit them."""
 OLDEST = (1, 20, 0)
 """The first nginx that the rendered configuration was written for."""
+NEVER_SENT = frozenset(
+    (
+        *("accept-encoding", "authorization", "connection", "content-length", "expect", "host", "keep-alive", "te"),
+        *("trailer", "transfer-encoding", "upgrade", "x-request-id"),
+    )
+)
+"""Headers of requests that are not the configuration's to set, or are sent anyway."""
 QUEUE = Path("/proc/sys/net/unix/max_dgram_qlen")
 ENOUGH_DATAGRAMS = 256
 """How many reports must be able to wait. Containers let ten wait at a unix socket: then UDP over loopback is used."""
@@ -77,11 +86,12 @@ def plan(
 ) -> Handover:
     """What to render. `more` are the names of request and response headers of the configuration."""
     targets = [target for model in gateway.models for target in model.targets]
-    own = {name.lower() for target in targets for name in target.headers} | {name.lower() for name in more[0]}
+    own = {name.lower() for target in targets for name in target.headers if is_header_name(name)}
+    own |= {name.lower() for name in more[0]}
     return Handover(
         lanes=tuple(lanes),
         reports=tuple(reports),
-        request_headers=tuple(sorted(own - {*front.FORWARDED, "authorization"})),
+        request_headers=tuple(sorted(own - {*front.FORWARDED, *NEVER_SENT})),
         response_headers=tuple(sorted({*front.CARRIED, *(name.lower() for name in more[1])})),
     )
 
@@ -91,12 +101,28 @@ def lanes(gateway: Gateway, *, resolved: bool) -> list[Lane]:
     does not start with one that does not."""
     targets = [target for model in gateway.models if model.delivery != "inline" for target in model.targets]
     found = dict.fromkeys(front.lanes_of(targets).values())
-    in_files = [lane for lane in found if lane.verify in (True, False) or not Path(str(lane.verify)).is_dir()]
-    usable = [lane for lane in in_files if not resolved or _resolves(lane)]
-    for lane in in_files:
+    possible = [lane for lane in found if _is_possible(lane)]
+    usable = [lane for lane in possible if not resolved or _resolves(lane)]
+    for lane in possible:
         if lane not in usable:
             logger.warning("%s cannot be resolved: the core asks it itself until nginx is reloaded", lane.host)
     return usable
+
+
+def _is_possible(lane: Lane) -> bool:
+    """Whether nginx can ask it as the core would. It knows no IDNA, no directories of authorities, and compares the
+    names in certificates alone, never the addresses."""
+    if not lane.address.isascii() or (isinstance(lane.verify, str) and Path(lane.verify).is_dir()):
+        return False
+    return not (lane.tls and lane.verify is not False and _is_address(lane))
+
+
+def _is_address(lane: Lane) -> bool:
+    try:
+        ipaddress.ip_address(lane.address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _resolves(lane: Lane) -> bool:
@@ -105,16 +131,15 @@ def _resolves(lane: Lane) -> bool:
     host, _, port = lane.address.rpartition(":")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     return True
 
 
 def portable(gateway: Gateway, layout: Layout, more: tuple[Sequence[str], Sequence[str]]) -> Handover | None:
     """The handover that is the same on every machine."""
-    if not wanted(gateway):
-        return None
-    return plan(gateway, portable_reports(layout, gateway.config.server.workers), lanes(gateway, resolved=False), more)
+    found = lanes(gateway, resolved=False)
+    return plan(gateway, portable_reports(layout, gateway.config.server.workers), found, more) if found else None
 
 
 def portable_reports(layout: Layout, workers: int) -> list[str]:

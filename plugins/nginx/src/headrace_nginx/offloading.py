@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 HIDDEN = sorted(
     {name.decode() for name in NOT_OURS}
-    - {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "content-length", "upgrade", "date", "server"}
+    - {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
     | {f"access-control-{name}" for name in ("allow-credentials", "allow-headers", "allow-methods", "allow-origin")}
     | {f"access-control-{name}" for name in ("expose-headers", "max-age", "request-headers", "request-method")}
     | {"access-control-allow-private-network", *(name for name in front.CARRIED if name.startswith("x-"))}
+    | {f"x-headrace-{name}" for name in ("authorization", "edits", "group", "host", "report", "uri", "watch")}
 )
 """Headers of backends that are the gateway's own to say; nginx itself takes care of the hop-by-hop ones."""
 TRY_AGAIN = " ".join(map(str, (*range(300, 309), 401, 403, 407, 429, *range(500, 531), 598, 599)))
@@ -48,6 +49,8 @@ def in_http(handover: Handover, layout: Layout) -> list[str]:
         "uninitialized_variable_warn off;",
         "variables_hash_bucket_size 128;",
         "variables_hash_max_size 2048;",
+        "proxy_headers_hash_bucket_size 128;",
+        "proxy_headers_hash_max_size 1024;",
         f"include {quoted_path(layout.mark, 'mark file')};",
         f"js_import headrace_replies from {quoted_path(layout.replies, 'script')};",
         "# A variable of a script is worked out once per request: each try has one of its own.",
@@ -78,6 +81,8 @@ def _maps(handover: Handover) -> list[str]:
         ),
         'map $headrace_host $headrace_host_name { volatile; default $headrace_host; "~^(?<headrace_name>.+):[0-9]+$" '
         "$headrace_name; }",
+        "map $upstream_http_retry_after $headrace_wait "
+        '{ volatile; default ""; "~^[ -~]{1,64}$" $upstream_http_retry_after; }',
         "# A report tells of an answer that nginx delivered, of a client that left, and of what the core asks for.",
         'map $headrace_watch $headrace_looked { default $headrace_watched; "" ""; }',
         'map $headrace_whole $headrace_seen { default $headrace_whole; "" $headrace_looked; }',
@@ -125,7 +130,7 @@ def locations(handover: Handover, gateway: Gateway, config: NginxConfig, layout:
         for ending in WATCHING:
             inside = _location(lane, ending, handover, config, layout)
             lines += ["", f"location {lane.location}{ending} {{", *(f"    {line}" for line in inside), "}"]
-    again = [*asked_again(gateway, config), *security_headers(config)]
+    again = [*asked_again(gateway, config), *security_headers(config), "js_header_filter headrace_replies.head;"]
     return [*lines, "", "location @headrace_again {", *(f"    {line}" for line in again), "}"] if lines else []
 
 
@@ -156,7 +161,11 @@ def _location(lane: Lane, ending: str, handover: Handover, config: NginxConfig, 
         *(f"add_header {name} $headrace_carried_{_variable(name)} always;" for name in handover.response_headers),
         "add_header X-Request-ID $headrace_request_id always;",
         *security_headers(config),
+        "# What is no HTTP/1.1 goes to nobody.",
+        "js_header_filter headrace_replies.head;",
         *(["js_body_filter headrace_replies.filter buffer_type=buffer;"] if watched else []),
+        "# The end is reported when it has come, not when the client has hung up.",
+        "lingering_close off;",
     ]
 
 

@@ -135,8 +135,7 @@ def asked_again(gateway: Gateway, config: NginxConfig) -> list[str]:
     ]
     return [
         'set $headrace_failed "$upstream_status|$upstream_connect_time|$upstream_header_time";',
-        "set $headrace_retry_after $upstream_http_retry_after;",
-        'set $headrace_group "";',
+        "set $headrace_retry_after $headrace_wait;",
         f"set $headrace_again {AGAIN_PATH};",
         "proxy_pass http://headrace_core$headrace_again;",
         "proxy_pass_request_body off;",

@@ -11,7 +11,7 @@ let awaited = 0;      // the length of a reply that is no stream, if the backend
 let mode = null;      // what the core wants of this reply: usage, hide, end; empty: nothing
 let plain = false;    // whether pieces pass as they are
 let stream = false;   // whether it is an event stream
-let events = 0, size = 0, first = 0;
+let events = 0, size = 0, first = 0, made = 0;
 let cut = false, flushed = false, unfinished = false, whole = true;
 let held = null;      // the beginning of an event, until it can be said whether it is shown
 
@@ -34,10 +34,22 @@ function body(r) {
     return String.bytesFrom ? String.bytesFrom(all.toString('hex'), 'hex') : all;
 }
 
+// Called for the head of a reply. What nginx would take for an old or unfinished answer ends here.
+function head(r) {
+    if (r.status < 200 || r.status > 599 || r.httpVersion === '0.9') {
+        mode = 'end';
+        cut = true;
+        throw new Error('the backend does not speak HTTP/1.1');
+    }
+    if (r.status !== 401) {   // a failed backend's, of which nginx makes a copy
+        delete r.headersOut['WWW-Authenticate'];
+    }
+}
+
 // Called for every piece of a reply. The first lines are all that most of them cost.
 function filter(r, data, flags) {
     const length = data.length;
-    if (plain && length >= SMALL && events * CALL + size < MOST && !flags.last) {
+    if (plain && length >= SMALL && events * CALL + size + made < MOST && !flags.last) {
         events += 1;
         size += length;
         newest = newest + 1 & NEWEST;
@@ -45,7 +57,7 @@ function filter(r, data, flags) {
         r.sendBuffer(data);
         return;
     }
-    if (mode === null ? begin(r) : events * CALL + size > MOST) {
+    if (mode === null ? begin(r) : events * CALL + size + made > MOST) {
         r.sendBuffer(held === null ? data : Buffer.concat([held, data]), flags);
         whole = mode === '';
         r.done();
@@ -105,9 +117,7 @@ function begin(r) {
 
 // A whole reply in one piece, as most are: this one call is all.
 function seenWhole(r, data, length) {
-    const at = data.lastIndexOf('"usage"');
-    const usage = at < 0 ? '' : data.slice(at, at + USAGE_BYTES).toString('base64');
-    r.variables.headrace_whole = `{"events":1,"size":${length},"first":${Date.now()},"usage":"${usage}"}`;
+    r.variables.headrace_whole = `{"events":1,"size":${length},"first":${Date.now()},"usage":"${usage(data)}"}`;
 }
 
 // Whether nothing but the end of the connection says where a JSON reply ends.
@@ -144,6 +154,7 @@ function visible(data, last) {
         return data;
     }
     const all = held === null ? data : Buffer.concat([held, data]), shown = [];
+    made += all.length;
     let start = 0;
     for (let end = after(all, 0); end > 0; end = after(all, start)) {
         const event = all.slice(start, end);
@@ -183,15 +194,32 @@ function ended(data) {
     return Buffer.concat([data, Buffer.from(event)]);
 }
 
+// The last usage object, in base64. The word alone may be a token, or a null.
+function usage(data) {
+    let at = data.length;
+    for (let tries = 0; tries < 64 && at > 0; tries += 1) {
+        at = data.lastIndexOf('"usage"', at - 1);
+        if (at < 0) {
+            return '';
+        }
+        let next = at + 7;
+        while (data[next] === 58 || data[next] === 32) {
+            next += 1;
+        }
+        if (data[next] === 123) {
+            return data.slice(at, at + USAGE_BYTES).toString('base64');
+        }
+    }
+    return '';
+}
+
 // For the report, as JSON: what was seen, and the last usage object in base64.
 function watched(r) {
     if (!mode) {
         return '';
     }
-    const end = tail(), at = end.lastIndexOf('"usage"');
-    const usage = at < 0 ? '' : end.slice(at, at + USAGE_BYTES).toString('base64');
     return `{"events":${events},"size":${size},"cut":${cut},"unfinished":${unfinished},"whole":${whole},` +
-        `"first":${first},"usage":"${usage}"}`;
+        `"first":${first},"usage":"${usage(tail())}"}`;
 }
 
-export default { body, filter, watched };
+export default { body, filter, head, watched };

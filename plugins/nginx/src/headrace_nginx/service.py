@@ -171,6 +171,8 @@ class Service:
         if not handover.wanted(self.gateway) or handover.why_not(self.nginx().platform):
             return None
         found = handover.lanes(self.gateway, resolved=True)
+        if not found:
+            return None
         workers, before = self.gateway.config.server.workers, front.read(self._front_file)
         reports = handover.report_addresses(self.layout, workers, None if self._starts else before)
         return handover.plan(self.gateway, reports, found, (self.config.request_headers, self.config.response_headers))

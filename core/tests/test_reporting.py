@@ -1,0 +1,377 @@
+"""Reports of nginx: who is believed, what waits for them, and what is made of garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from headrace import front as wire
+from headrace import reporting as module
+from headrace.reporting import Reporting, is_key
+from headrace.testing import FakeBackend
+
+CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = {**CHAT, "stream": True}
+A, B = "a" * 32, "b" * 32
+HEADER = b"<190>Nov 21 10:00:00 headrace: "
+GIVE_UP = 10.0
+
+Fronted = Callable[..., Any]
+
+
+def front_at(directory: Path, mark: str = "s-d") -> Path:
+    reports = (f"unix:{directory}/r0.sock", f"unix:{directory}/r1.sock")
+    wire.write(directory / wire.FRONT_FILE, wire.Front(mark, frozenset(), 1, reports))
+    return directory / wire.FRONT_FILE
+
+
+@pytest.fixture
+async def reporting(tmp_path: Path) -> Any:
+    """A Reporting by itself, with a front that the disk tells of."""
+    front_at(tmp_path)
+    made = Reporting(tmp_path, 0, 3600.0)
+    made.open()
+    yield made
+    made.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(GIVE_UP):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+# --- Who is in front ---
+
+
+async def test_a_worker_that_shows_the_mark_has_a_seat_and_keeps_it(reporting: Reporting) -> None:
+    seat = reporting.seat(b"s-d 1")
+    assert seat is not None
+    assert (seat.pid, seat.proven, seat.front.mark) == (1, False, "s-d")
+    assert reporting.seat(b"s-d 1") is seat
+
+
+async def test_each_worker_has_a_seat_of_its_own(reporting: Reporting) -> None:
+    assert reporting.seat(b"s-d 1") is not reporting.seat(b"s-d 2")
+
+
+@pytest.mark.parametrize("mark", [b"", b"s-d", b"s-d ", b"s-d x", b"s-d -1", b"s-d 1 ", b"s-e 1", b"S-D 1", b"\xff 1"])
+async def test_any_other_mark_has_none(reporting: Reporting, mark: bytes) -> None:
+    assert reporting.seat(mark) is None
+
+
+async def test_a_process_id_that_no_system_has_is_one_that_is_not_seen(reporting: Reporting) -> None:
+    seat = reporting.seat(b"s-d 99999999999999999999")
+    assert seat is not None
+    assert (seat.visible, seat.gone) == (False, False)
+
+
+async def test_the_disk_is_asked_about_unknown_marks_once_a_second(
+    reporting: Reporting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reporting.seat(b"new 1") is None
+    front_at(tmp_path, "new")
+    assert reporting.seat(b"new 1") is None
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    assert reporting.seat(b"new 1") is not None
+
+
+async def test_workers_of_an_older_nginx_keep_their_seats(
+    reporting: Reporting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = reporting.seat(b"s-d 1")
+    front_at(tmp_path, "new")
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
+    assert reporting.seat(b"new 1") is not None
+    assert reporting.seat(b"s-d 1") is old
+
+
+async def test_seats_do_not_grow_without_end(reporting: Reporting) -> None:
+    first = reporting.seat(b"s-d 1")
+    for pid in range(2, module.SEATS_KEPT + 2):
+        assert reporting.seat(b"s-d %d" % pid) is not None
+    assert reporting.seat(b"s-d 1") is not first
+
+
+async def test_a_worker_of_the_core_for_which_nginx_has_no_address_has_no_seats(tmp_path: Path) -> None:
+    front_at(tmp_path)
+    third = Reporting(tmp_path, 2, 1.0)
+    third.open()
+    assert third.seat(b"s-d 1") is None
+    third.close()
+
+
+async def test_each_worker_of_the_core_listens_at_its_own_address(tmp_path: Path) -> None:
+    front_at(tmp_path)
+    workers = [Reporting(tmp_path, number, 1.0) for number in range(2)]
+    for each in workers:
+        each.open()
+        assert each.seat(b"s-d 1") is not None
+    assert {each.name for each in tmp_path.glob("*.sock")} == {"r0.sock", "r1.sock"}
+    for each in workers:
+        each.close()
+
+
+async def test_an_address_that_cannot_be_had_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wire.write(tmp_path / wire.FRONT_FILE, wire.Front("s-d", frozenset(), 1, (f"unix:{tmp_path}/none/r.sock",)))
+    made = Reporting(tmp_path, 0, 1.0)
+    made.open()
+    assert [made.seat(b"s-d 1"), made.seat(b"s-d 1"), made.seat(b"s-d 2")] == [None] * 3
+    made.close()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("answers are delivered by the core: cannot listen for reports on unix:")
+
+
+async def test_closing_leaves_no_socket_and_no_timer(tmp_path: Path) -> None:
+    front_at(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    made = Reporting(tmp_path, 0, 1.0)
+    made.open()
+    assert made.seat(b"s-d 1") is not None
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    made.close()  # and may be called again
+
+
+async def test_a_report_socket_is_for_the_owner_alone(reporting: Reporting, tmp_path: Path) -> None:
+    reporting.seat(b"s-d 1")
+    assert (tmp_path / "r0.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(A, True), ("0123456789abcdef" * 2, True), (None, False), ("", False)]
+)
+def test_what_nginx_calls_a_request(text: str | None, expected: bool) -> None:
+    assert is_key(text) is expected
+
+
+@pytest.mark.parametrize("text", ["a" * 31, "a" * 33, "A" * 32, "g" * 32, A + "\n", "٣" * 32])
+def test_what_nginx_would_not_call_a_request(text: str) -> None:
+    assert not is_key(text)
+
+
+# --- What arrives ---
+
+
+@pytest.mark.parametrize("udp", [False, True])
+async def test_a_report_ends_the_request_it_names(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, udp: bool
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}, udp=udp) as nginx:
+        await nginx.ask(CHAT, A)
+        await nginx.ask(CHAT, B)
+        await nginx.report(B, bytes=7)
+        assert (await recorder.outcome()).bytes_sent == 7
+        assert len(nginx.gateway.reporting) == 1
+        await nginx.report(A, bytes=8)
+        assert (await recorder.outcome()).bytes_sent == 8
+        assert len(nginx.gateway.reporting) == 0
+
+
+@pytest.mark.parametrize("mark", ["", "5ec4e7-d16e57", "5ec4e7-d16e57 0", "other 1"])
+async def test_a_report_of_a_stranger_is_not_believed(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, mark: str
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        unknown = nginx.gateway.reporting.unknown
+        await nginx.ask(CHAT)
+        await nginx.report(A, mark=mark, bytes=666)
+        await nginx.heard()
+        assert len(nginx.gateway.reporting) == 1
+        assert nginx.gateway.reporting.unknown == unknown + 1  # that of `heard` alone
+        await nginx.report(A)
+        assert (await recorder.outcome()).bytes_sent == 100
+
+
+async def test_a_stranger_proves_nothing(fronted: Fronted, backend: FakeBackend) -> None:
+    async with fronted(backend.config(), proven=False) as nginx:
+        assert not nginx.seat.proven
+        await nginx.report("c" * 32, mark="other 1")
+        nginx.pid += 1
+        await nginx.prove()
+        nginx.pid -= 1
+        assert not nginx.seat.proven
+
+
+GARBAGE = {
+    "an object without an end": b"{",
+    "nothing that is needed": b"{}",
+    "another type": b'{"id":5,"mark":"m","connection":1,"status":1,"bytes":1,"completed":true}',
+    "bytes that are not UTF-8": b'{"id":"\xff"}',
+    "very deep": b'{"a":' + b"[" * 30_000,
+    "half of a surrogate": b'{"id":"\\ud800"}',
+    "usage that is no base64": b'{"id":"","mark":"","connection":1,"status":1,"bytes":1,"completed":true,'
+    b'"watched":[{"events":1,"size":1,"usage":"!"}]}',
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+async def test_a_datagram_that_cannot_be_read_is_logged_once_and_does_no_harm(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        await nginx.ask(CHAT)
+        await nginx.say(HEADER + GARBAGE[name])
+        await nginx.report(A)
+        assert (await recorder.outcome()).completed
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert record.getMessage().startswith("a report of nginx cannot be read: ")
+
+
+@pytest.mark.parametrize("datagram", [b"", b"\0", b"<190>", b"hello", b"a: b", HEADER, HEADER + b"[1]", b"\xff" * 60_000])
+async def test_a_datagram_that_is_no_report_is_passed_over(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, caplog: pytest.LogCaptureFixture, datagram: bytes
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        await nginx.ask(CHAT)
+        await nginx.say(datagram)
+        await nginx.report(A)
+        assert (await recorder.outcome()).completed
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+
+
+async def test_a_report_that_comes_twice_counts_once(fronted: Fronted, recorder: Any, backend: FakeBackend) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        await nginx.ask(CHAT)
+        await nginx.report(A, bytes=1)
+        await nginx.report(A, bytes=2)
+        assert (await recorder.outcome()).bytes_sent == 1
+        unknown = nginx.gateway.reporting.unknown
+        await nginx.report(A, bytes=3)
+        await nginx.heard()
+        assert nginx.gateway.reporting.unknown == unknown + 2
+        assert recorder.is_told_no_more()
+
+
+async def test_as_many_reports_as_a_busy_moment_brings_are_all_taken(
+    fronted: Fronted, recorder: Any, backend: FakeBackend
+) -> None:
+    keys = [f"{number:032x}" for number in range(module.DRAIN_AT_ONCE + 44)]
+    async with fronted(backend.config(), {"r": recorder}, udp=True) as nginx:
+        for key in keys:
+            assert "x-accel-redirect" in (await nginx.ask(CHAT, key)).headers
+        for number, key in enumerate(keys):  # all of them before the core reads one
+            said = {"id": key, "mark": nginx.mark, "connection": 1, "status": 200, "bytes": number, "completed": True}
+            nginx.socket.sendto(HEADER + msgspec.json.encode(said), nginx.address)
+        outcomes = [await recorder.outcome() for _ in keys]
+    assert sorted(each.bytes_sent for each in outcomes) == list(range(len(keys)))
+    assert len(nginx.gateway.reporting) == 0
+
+
+# --- What nginx complains of ---
+
+
+async def test_a_complaint_makes_the_next_report_of_its_connection_one_of_a_cut_answer(
+    fronted: Fronted, recorder: Any, backend: FakeBackend
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        await nginx.complain(7)
+        for connection in (6, 7, 7):
+            await nginx.ask(CHAT)
+            await nginx.report(A, connection=connection)
+            outcome = await recorder.outcome()
+            assert outcome.completed is (connection == 6 or not nginx.seat.broken and recorder.calls.count("on_complete") == 3)
+
+
+@pytest.mark.parametrize(
+    "other", [{"pid": 1}, {"doing": "while connecting to upstream"}, {"doing": "while reading response header from upstream"}]
+)
+async def test_a_complaint_about_something_else_changes_nothing(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, other: dict[str, Any]
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        await nginx.complain(7, **other)
+        await nginx.ask(CHAT)
+        await nginx.report(A, connection=7)
+        assert (await recorder.outcome()).completed
+
+
+async def test_complaints_do_not_grow_without_end(reporting: Reporting, tmp_path: Path) -> None:
+    seat = reporting.seat(b"s-d 1")
+    assert seat is not None
+    for number in range(module.COMPLAINTS_KEPT + 10):
+        reporting._hear(b"2026/11/21 10:00:00 [error] 1#1: *%d it broke while reading upstream, client" % number)
+    assert len(seat.broken) == module.COMPLAINTS_KEPT
+    assert 0 not in seat.broken
+
+
+# --- What never comes ---
+
+
+async def test_a_report_that_does_not_come_in_time_is_lost_and_counted(
+    fronted: Fronted, recorder: Any, backend: FakeBackend
+) -> None:
+    document = backend.config(server={"anonymous": True, "report_timeout": 0.1})
+    async with fronted(document, {"r": recorder}) as nginx:
+        await nginx.ask(STREAM)
+        outcome = await recorder.outcome()
+        assert (outcome.status, outcome.completed, outcome.aborted) == (502, False, False)
+        assert outcome.error.code == "report_lost"
+        assert nginx.gateway.reporting.lost == 1
+        assert len(nginx.gateway.reporting) == 0
+        await nginx.report(A)
+        await nginx.heard()
+        assert recorder.is_told_no_more()
+
+
+async def test_a_whole_answer_is_not_waited_for_as_long_as_a_stream(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MARGIN_SECONDS", 0.0)
+    limits = {"connect": 0.05, "first_byte": 0.05, "idle": 0.05}
+    document = backend.config()
+    document["backends"]["fake"]["timeouts"] = limits
+    async with fronted(document, {"r": recorder}) as nginx:
+        await nginx.ask(STREAM, B)
+        await nginx.ask(CHAT, A)
+        assert (await recorder.outcome()).error.code == "report_lost"
+        assert len(nginx.gateway.reporting) == 1
+        await nginx.report(B, watched=[{"events": 1, "size": 1}])
+        assert (await recorder.outcome()).completed
+
+
+async def test_what_a_worker_took_with_it_into_its_grave_is_lost(
+    fronted: Fronted, recorder: Any, backend: FakeBackend
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        mine, other = nginx.pid, subprocess.Popen(["sleep", "60"])
+        try:
+            nginx.pid = other.pid
+            await nginx.prove()
+            await nginx.ask(STREAM, A)
+            nginx.pid = mine
+            await nginx.ask(STREAM, B)
+        finally:
+            other.kill()
+            other.wait()
+        started = time.monotonic()
+        assert (await recorder.outcome()).error.code == "report_lost"
+        assert time.monotonic() - started < 5.0
+        assert len(nginx.gateway.reporting) == 1  # the living worker's
+        nginx.pid = other.pid
+        await until(lambda: not nginx.seat.proven)  # a new worker of that number is trusted when it has reported
+        nginx.pid = mine
+        await nginx.report(B, watched=[{"events": 1, "size": 1}])
+        assert (await recorder.outcome()).completed
+
+
+async def test_a_worker_that_cannot_be_seen_is_not_taken_for_dead(
+    fronted: Fronted, recorder: Any, backend: FakeBackend
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        nginx.pid = 2**22 + 1  # more than the system gives: that of another container
+        await nginx.prove()
+        await nginx.ask(STREAM)
+        nginx.gateway.reporting._look_after()
+        assert len(nginx.gateway.reporting) == 1
+        await nginx.report(A, watched=[{"events": 1, "size": 1}])
+        assert (await recorder.outcome()).completed
