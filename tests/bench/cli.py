@@ -19,12 +19,13 @@ from typing import Any
 import msgspec
 
 from . import peer_targets
+from .load import CLIENT_USAGE
 from .measure import Plan, Turn, take_turn
+from .pages import RESULTS, draw
 from .peers import PEERS
 from .report import first_error, summary, table
 from .targets import OWN, Endpoint, Failed, Site, Start, upstream
 
-RESULTS = Path(__file__).resolve().parent / "results.json"
 SLOW = 1.5
 """A stream that takes so many times as long as at the upstream's pace was held up."""
 QUICK = {
@@ -35,19 +36,20 @@ QUICK = {
     "chunks": 10,
     "pace": 1.0,
     "seconds": 5.0,
-    "json": None,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure in turns, print the table, write the JSON. The exit status is 1 if an answer of ours was not right."""
-    options = _options(arguments)
+    options = parsed(arguments)
+    if options.draw:
+        return _draw()
     available = {**OWN, **peer_targets.installed()}
     for name in (name for name in peer_targets.STARTS if name not in available):
         say(f"{name} is not installed, so it is left out (make bench-peers installs it)")
     chosen = {name: available[name] for name in options.targets or available if name in available}
     plan = _plan(options)
-    _raise_file_limit()
+    raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     load_before = os.getloadavg()
     try:
@@ -60,14 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if text := first_error(own):
             say(f"{name}: {text}")
         if (took := figures[name]["stream_p50_ms"]) > SLOW * plan.chunks * plan.pace_ms > 0:
-            say(f"{name}: could not keep the pace, streams took {took / 1000:.1f} s; chunks that pile up cost it less")
+            say(f"{name}: could not keep the pace, streams took {took:,.0f} ms; chunks that pile up cost it less")
     settings = {**msgspec.to_builtins(plan), "rounds": options.rounds}
     results = {"targets": figures, "settings": settings, "machine": _machine(load_before)}
     if options.json:
         options.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     print(table(figures, plan.chunks))
+    if options.json == RESULTS:
+        _draw()
     wrong = [name for name, own in figures.items() if name in OWN and (own["errors"] or not own["equal"])]
     return 1 if wrong else 0
+
+
+def _draw() -> int:
+    for path in draw():
+        say(f"wrote {path}")
+    return 0
 
 
 def _measure(starts: Mapping[str, Start], plan: Plan, rounds: int) -> dict[str, list[Turn]]:
@@ -107,11 +117,11 @@ def _plan(options: argparse.Namespace) -> Plan:
         pace_ms=options.pace,
         prompt_bytes=options.prompt_bytes,
         seconds=options.seconds,
-        usage=not options.no_usage,
+        usage=options.client_usage,
     )
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """As many open connections as the system allows, here and in every process started from here."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -130,7 +140,8 @@ def _machine(load: tuple[float, float, float]) -> dict[str, Any]:
     }
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; where no `json` is given, it is filled in. Exits with status 2 for a wrong call."""
     parser = argparse.ArgumentParser(
         prog="run.py",
         description="What a request costs in nginx alone, in Headrace, and in other gateways.",
@@ -138,19 +149,25 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     known = [*OWN, *peer_targets.STARTS]
     parser.add_argument("--targets", type=_names, metavar="A,B", help=f"which of {', '.join(known)}; left out: all")
-    parser.add_argument("--rounds", type=_count, default=5, help="turns of each target; medians are reported")
-    parser.add_argument("--requests", type=_count, default=4000, help="whole answers per measurement")
-    parser.add_argument("--streams", type=_count, default=96, help="streams per measurement")
+    parser.add_argument("--rounds", type=count_of, default=5, help="turns of each target; medians are reported")
+    parser.add_argument("--requests", type=count_of, default=4000, help="whole answers per measurement")
+    parser.add_argument("--streams", type=count_of, default=96, help="streams per measurement")
     parser.add_argument("--concurrency", type=_counts, default=(1, 32), metavar="N,M", help="numbers of connections")
-    parser.add_argument("--chunks", type=_count, default=100, help="content chunks of a stream")
+    parser.add_argument("--chunks", type=count_of, default=100, help="content chunks of a stream")
     parser.add_argument("--pace", type=float, default=10.0, help="milliseconds between two chunks; 0: at once")
     parser.add_argument(
-        "--warm-up", type=_count, default=200, help="requests before each measurement that do not count"
+        "--warm-up", type=count_of, default=200, help="requests before each measurement that do not count"
     )
-    parser.add_argument("--prompt-bytes", type=_count, default=500, help="length of the prompt")
+    parser.add_argument("--prompt-bytes", type=count_of, default=500, help="length of the prompt")
     parser.add_argument("--seconds", type=float, default=10.0, help="start no request after so long in a measurement")
-    parser.add_argument("--no-usage", action="store_true", help="clients do not ask streams for their token usage")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="where the results go")
+    parser.add_argument("--client-usage", action=argparse.BooleanOptionalAction, default=True, help=CLIENT_USAGE)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="where the results go; left out: results.json beside the benchmark, from which the documentation is "
+        "drawn, or nowhere if --targets leaves some out",
+    )
+    parser.add_argument("--draw", action="store_true", help="only draw chart and tables of docs/ from results.json")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -159,6 +176,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if "--quick" in (sys.argv[1:] if arguments is None else arguments):
         parser.set_defaults(**QUICK)
     options = parser.parse_args(arguments)
+    if options.json is None and not (options.quick or options.targets):
+        options.json = RESULTS
     if unknown := [name for name in options.targets or () if name not in known]:
         parser.error(f"--targets: there is no {', '.join(unknown)} (there are: {', '.join(known)})")
     return options
@@ -168,14 +187,14 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _count(text: str) -> int:
+def count_of(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_count(part) for part in text.split(",")}))
+    return tuple(sorted({count_of(part) for part in text.split(",")}))
 
 
 def say(line: str) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +82,47 @@ def _precise(process: Process) -> float:
 def resident(root: int) -> int:
     """Bytes of memory resident in a process and its descendants; pages they share count for each."""
     return sum(process.resident for process in tree(root))
+
+
+class Members(NamedTuple):
+    """The pids of a running `headrace up` that do the work, by what they are."""
+
+    core: tuple[int, ...]
+    nginx: tuple[int, ...]
+    """Master and workers."""
+
+
+def members(root: int) -> Members:
+    """Who is who in a process tree, by the command lines."""
+    found = {process.pid: _command(process.pid) for process in tree(root)}
+    core = (pid for pid, words in found.items() if "headrace" in words and "serve" in words)
+    nginx = (pid for pid, words in found.items() if words and words[0].startswith("nginx: "))
+    return Members(tuple(sorted(core)), tuple(sorted(nginx)))
+
+
+def _command(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    return []
+
+
+def seconds_of(pids: Iterable[int]) -> float:
+    """CPU seconds of these processes alone."""
+    return sum(_precise(process) for process in map(_alive, pids))
+
+
+def resident_of(pids: Iterable[int]) -> int:
+    """Bytes resident in these processes; pages they share count for each."""
+    return sum(process.resident for process in map(_alive, pids))
+
+
+def _alive(pid: int) -> Process:
+    """Raises ProcessLookupError."""
+    with contextlib.suppress(OSError):
+        process = _process(pid, Path(f"/proc/{pid}/stat").read_text())
+        if process is not None:
+            return process
+    raise ProcessLookupError(f"process {pid} has ended")
 
 
 def end(child: subprocess.Popen[bytes], patience: float = 30.0) -> None:

@@ -26,6 +26,7 @@ from .connection import Address, Answer, Connection
 
 GRACE_SECONDS = 60.0
 """For requests still open when the time is over."""
+CLIENT_USAGE = "whether clients ask streams for token usage (stream_options.include_usage)"
 PROMPT = "Which way does the water flow through the mill? "
 
 
@@ -216,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no request after so long")
     parser.add_argument("--warm-up", type=int, default=0, help="requests before those that count")
     parser.add_argument("--chunks", type=int, default=100, help="content chunks of a stream")
-    parser.add_argument("--no-usage", action="store_true", help="do not ask streams for their token usage")
+    parser.add_argument("--client-usage", action=argparse.BooleanOptionalAction, default=True, help=CLIENT_USAGE)
     parser.add_argument("--prompt-bytes", type=int, default=500, help="length of the prompt")
     parser.add_argument("--model", default=answers.MODEL)
     parser.add_argument("--header", action="append", default=[], help="NAME: VALUE; may be repeated")
@@ -232,7 +233,7 @@ if __name__ == "__main__":
         seconds=options.seconds,
         warm_up=options.warm_up,
         stream=options.mode == "stream",
-        usage=not options.no_usage,
+        usage=options.client_usage,
         chunks=options.chunks,
         prompt_bytes=options.prompt_bytes,
         model=options.model,

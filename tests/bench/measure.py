@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -29,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     """No request is started after so long in one measurement."""
     usage: bool
+    """Whether clients ask streams for their token usage."""
 
 
 class Sample(msgspec.Struct, kw_only=True):
@@ -65,7 +67,7 @@ def _unary(plan: Plan, many: int) -> list[str]:
 
 
 def _stream(plan: Plan, many: int) -> list[str]:
-    usage = [] if plan.usage else ["--no-usage"]
+    usage = [] if plan.usage else ["--no-client-usage"]
     return ["--mode", "stream", "--requests", str(plan.streams), *usage, *_common(plan, many, many)]
 
 
@@ -80,12 +82,15 @@ def _common(plan: Plan, many: int, warm_up: int) -> list[str]:
     return [word for name, number in numbers.items() for word in (name, str(number))]
 
 
-def sample(endpoint: Endpoint, arguments: Sequence[str]) -> Sample:
+def sample(endpoint: Endpoint, arguments: Sequence[str], used: Callable[[], float] | None = None) -> Sample:
     """Run a load generator against it; the warm-up is not part of what is measured.
+
+    `used` tells the CPU seconds spent so far; left out, they are those of the whole process tree.
 
     Raises:
         subprocess.SubprocessError: the load generator failed.
     """
+    used = used or partial(_used, endpoint)
     command = [sys.executable, "-m", "bench.load", "--wait", "--port", str(endpoint.port), "--model", endpoint.model]
     command += [word for header in endpoint.headers for word in ("--header", header)]
     with subprocess.Popen(
@@ -94,9 +99,9 @@ def sample(endpoint: Endpoint, arguments: Sequence[str]) -> Sample:
         assert generator.stdin is not None and generator.stdout is not None
         try:
             generator.stdout.readline()  # WARM
-            before = _used(endpoint)
+            before = used()
             printed, _ = generator.communicate(b"go\n", timeout=LIMIT_SECONDS)
-            after = _used(endpoint)
+            after = used()
         finally:
             generator.kill()
     if generator.returncode:

@@ -1,4 +1,7 @@
-"""How the other gateways are started, each as small as it can be: one backend, one worker, no database."""
+"""How the other gateways are started, each as small as it can be: one backend, one worker, no database.
+
+vllm-router, smg and portkey check no key and log no request here: they do less than Headrace, which is theirs to gain.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,11 @@ def rust_router(peer: Peer, site: Site, *words: str) -> Iterator[Endpoint]:
 
 @contextlib.contextmanager
 def litellm(peer: Peer, site: Site) -> Iterator[Endpoint]:
-    """LiteLLM's proxy with a master key, so that it knows its caller as Headrace does."""
+    """LiteLLM's proxy, asked for what Headrace does as well: it checks a key and logs a line per request.
+
+    The key is the master key, which needs no database; the line is that of its server's access log, which it writes
+    unless LITELLM_LOG is set to ERROR. Prices come from its own package, not from the network.
+    """
     port = free_port()
     (site.folder / "litellm.yaml").write_text(f"""\
 model_list:
@@ -52,7 +59,7 @@ general_settings:
   master_key: {KEY}
 """)
     arguments = [str(peer.path), "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
     with _peer(arguments, site, port, (f"Authorization: Bearer {KEY}",), environment) as endpoint:
         yield endpoint
 

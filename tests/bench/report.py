@@ -99,14 +99,20 @@ def first_error(turns: Sequence[Turn]) -> str:
 
 def table(figures: Mapping[str, Mapping[str, Any]], chunks: int) -> str:
     """For people: one line per target, with its ratio to nginx alone."""
+    rows = cells(figures, chunks)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def cells(figures: Mapping[str, Mapping[str, Any]], chunks: int) -> list[list[str]]:
+    """The table's heads and its rows: name, four of cost, those of time, four more."""
     connections = sorted(int(key.rpartition("_")[2]) for key in next(iter(figures.values())) if _counted(key))
     heads = ["", "CPU/request", "to nginx", f"CPU/{chunks}-chunk stream", "to nginx"]
     for many in connections:
         heads += [f"added p50 @{many}", f"added p99 @{many}"]
+    heads += [f"{chunks}-chunk stream took"]
     heads += [f"requests/s @{connections[-1]}", "memory", "bytes equal", "errors"]
-    rows = [_row(name, own, figures.get(RATIO_TO), connections) for name, own in figures.items()]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    return "\n".join(_line(cells, widths) for cells in [heads, *rows])
+    return [heads, *(_row(name, own, figures.get(RATIO_TO), connections) for name, own in figures.items())]
 
 
 def _counted(key: str) -> bool:
@@ -114,13 +120,14 @@ def _counted(key: str) -> bool:
 
 
 def _row(name: str, own: Mapping[str, Any], base: Mapping[str, Any] | None, connections: Sequence[int]) -> list[str]:
-    cells = [name]
+    row = [name]
     for key in ("unary_cpu_us", "stream_cpu_us"):
-        cells += [_cell(own[key], "{:,.0f} µs"), _cell(_ratio(own[key], base[key] if base else None), "{:.1f} x")]
+        row += [_cell(own[key], "{:,.0f} µs"), _cell(_ratio(own[key], base[key] if base else None), "{:.1f} x")]
     for many in connections:
-        cells += [_cell(own[f"added_p{percent}_ms_{many}"], "{:.2f} ms") for percent in (50, 99)]
-    cells += [_cell(own["rps"], "{:,.0f}"), _cell(own["rss_mb"], "{:,.0f} MiB")]
-    return [*cells, "yes" if own["equal"] else "no", str(own["errors"])]
+        row += [_cell(own[f"added_p{percent}_ms_{many}"], "{:.2f} ms") for percent in (50, 99)]
+    row += [_cell(own["stream_p50_ms"], "{:,.0f} ms")]
+    row += [_cell(own["rps"], "{:,.0f}"), _cell(own["rss_mb"], "{:,.0f} MiB")]
+    return [*row, "yes" if own["equal"] else "no", str(own["errors"])]
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -131,12 +138,7 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = (
-        cell.ljust(width) if not at else cell.rjust(width) for at, (cell, width) in _numbered(cells, widths)
-    )
-    return "  ".join([first, *rest]).rstrip()
-
-
-def _numbered(cells: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
-    return enumerate(zip(cells, widths, strict=True))
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = row
+    aligned = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+    return "  ".join([first.ljust(widths[0]), *aligned]).rstrip()

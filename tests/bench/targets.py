@@ -49,9 +49,10 @@ Start = Callable[[Site], AbstractContextManager[Endpoint]]
 
 
 @contextlib.contextmanager
-def upstream(pace_ms: float) -> Iterator[int]:
-    """The upstream's port."""
-    command = [sys.executable, "-m", "bench.upstream", "--pace", str(pace_ms)]
+def upstream(pace_ms: float = 10.0, *, lasting_ms: float | None = None) -> Iterator[int]:
+    """The upstream's port. A chunk comes every `pace_ms`, or a stream takes `lasting_ms` however many it has."""
+    pace = ("--pace", pace_ms) if lasting_ms is None else ("--lasting", lasting_ms)
+    command = [sys.executable, "-m", "bench.upstream", *map(str, pace)]
     with subprocess.Popen(command, cwd=PACKAGES, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None and child.stdout is not None
         try:
@@ -110,11 +111,15 @@ http {{
 
 
 @contextlib.contextmanager
-def headrace_up(site: Site, delivery: str) -> Iterator[Endpoint]:
-    """`headrace up`: supervisor, core and nginx, with keys and logs, over plain HTTP."""
+def headrace_up(site: Site, delivery: str, *, usage: bool = True, connections: int = 4096) -> Iterator[Endpoint]:
+    """`headrace up`: supervisor, core and nginx, with keys and logs, over plain HTTP.
+
+    Without `usage` no plugin wants to know a reply's tokens. nginx gets so many `connections`.
+    """
     port = free_port()
     front = f"[plugins.nginx]\nport = {port}\ntls = false\nworkers = 1\nrequired = true\n"
-    with _headrace(site, f'delivery = "{delivery}"', front, "up") as child:
+    front += f"worker_connections = {connections}\n"
+    with _headrace(site, f'delivery = "{delivery}"', front, "up", logs="" if usage else "usage = false") as child:
         assert child.stdout is not None
         line = child.stdout.readline()
         if not line:
@@ -135,7 +140,7 @@ def headrace_serve(site: Site) -> Iterator[Endpoint]:
 
 
 @contextlib.contextmanager
-def _headrace(site: Site, server: str, front: str, command: str) -> Iterator[subprocess.Popen[bytes]]:
+def _headrace(site: Site, server: str, front: str, command: str, logs: str = "") -> Iterator[subprocess.Popen[bytes]]:
     config = site.folder / "headrace.toml"
     config.write_text(f"""\
 [server]
@@ -143,10 +148,11 @@ state_dir = "{site.folder}/state"
 {server}
 
 [models."{answers.MODEL}"]
-targets = [{{ provider = "openai", base_url = "http://127.0.0.1:{site.upstream}" }}]
+targets = [{{ provider = "openai", base_url = "http://127.0.0.1:{site.upstream}", max_connections = 8192 }}]
 
 [plugins.logs]
 path = "log/requests.log"
+{logs}
 
 [plugins.keys]
 development_key = true
@@ -162,6 +168,8 @@ development_key = true
 OWN: Mapping[str, Start] = {
     "upstream": direct,
     "nginx": nginx,
+    "headrace-offload": lambda site: headrace_up(site, "offload"),
+    "headrace-offload-no-usage": lambda site: headrace_up(site, "offload", usage=False),
     "headrace-inline": lambda site: headrace_up(site, "inline"),
     "headrace-serve": headrace_serve,
 }

@@ -2,7 +2,8 @@
 
 It speaks enough of the OpenAI API for any gateway: whole and streamed chat completions and the list of models. A
 stream has as many chunks as the request's `max_tokens` says, one every `--pace` milliseconds. `GET /stats` tells how
-many connections are open. It prints `READY PORT` and ends when its standard input does.
+many connections are open and how many streams are on their way, now and at most. With `--lasting` a stream takes that
+many milliseconds in all, however many chunks it has. It prints `READY PORT` and ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ class Counters:
     """What happened so far."""
 
     def __init__(self) -> None:
-        self.open = self.connections = self.requests = self.left_early = 0
+        self.open = self.connections = self.requests = self.left_early = self.streaming = self.most_streaming = 0
+
+    def stream_begins(self) -> None:
+        self.streaming += 1
+        self.most_streaming = max(self.most_streaming, self.streaming)
 
     def encode(self) -> bytes:
         return json.dumps(vars(self)).encode()
@@ -64,12 +69,24 @@ class Streaming(NamedTuple):
     chunks: list[bytes]
     end: bytes
     started: float
+    pace: float
+    """Seconds between two chunks."""
+
+
+class Pace(NamedTuple):
+    """How fast chunks come, in seconds: one every `step`, or all of them evenly within `lasting` if that is given."""
+
+    step: float
+    lasting: float | None = None
+
+    def of(self, chunks: int) -> float:
+        return self.step if self.lasting is None else self.lasting / chunks
 
 
 class Connection(asyncio.Protocol):
     """One client's connection; httptools calls the `on_…` methods."""
 
-    def __init__(self, pace: float, counters: Counters) -> None:
+    def __init__(self, pace: Pace, counters: Counters) -> None:
         self._pace, self._counters = pace, counters
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -86,6 +103,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
             self._counters.left_early += 1
+            self._counters.streaming -= 1
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -120,7 +138,8 @@ class Connection(asyncio.Protocol):
         end = _chunk(answers.ending(ask.tokens, ask.usage)) + b"0\r\n\r\n"
         chunks = [_chunk(event) for event in answers.events(ask.tokens)]
         chunks.reverse()
-        self._next(Streaming(chunks, end, self._loop.time()), 1)
+        self._counters.stream_begins()
+        self._next(Streaming(chunks, end, self._loop.time(), self._pace.of(ask.tokens)), 1)
         return None
 
     def _whole(self, body: bytes) -> None:
@@ -131,10 +150,11 @@ class Connection(asyncio.Protocol):
         """One chunk now, the next when it is due; counted from the start, so that a late one delays no other."""
         self._timer = None
         if not streaming.chunks:
+            self._counters.streaming -= 1
             self._transport.write(streaming.end)
             return self._finish()
         self._transport.write(streaming.chunks.pop())
-        self._timer = self._loop.call_at(streaming.started + number * self._pace, self._next, streaming, number + 1)
+        self._timer = self._loop.call_at(streaming.started + number * streaming.pace, self._next, streaming, number + 1)
         return None
 
     def _finish(self) -> None:
@@ -146,8 +166,8 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-async def main(pace: float) -> None:
-    """Serve until standard input ends; `pace` in seconds."""
+async def main(pace: Pace) -> None:
+    """Serve until standard input ends."""
     counters = Counters()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(pace, counters), "127.0.0.1", 0, backlog=4096)
@@ -161,4 +181,6 @@ async def main(pace: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pace", type=float, default=10.0, help="milliseconds between two chunks")
-    uvloop.run(main(parser.parse_args().pace / 1000))
+    parser.add_argument("--lasting", type=float, help="milliseconds of a whole stream; the pace follows")
+    options = parser.parse_args()
+    uvloop.run(main(Pace(options.pace / 1000, None if options.lasting is None else options.lasting / 1000)))

@@ -147,7 +147,7 @@ def read(path: Path) -> Front | None:
     """None if there is none, or none that can be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Front)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

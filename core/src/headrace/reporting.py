@@ -178,7 +178,7 @@ class Reporting:
             return
         try:
             report = _REPORT.decode(said)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             logger.error("a report of nginx cannot be read: %s", error)
             return
         seat = self._seats.get(report.mark.encode())

@@ -1,0 +1,112 @@
+"""The endurance checks work and can fail, with numbers too small to say anything about endurance."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from . import cpu
+from .endurance_checks import Finding, Limits, Running, core_cpu
+from .measure import sample
+from .targets import Endpoint, Failed, upstream
+
+ENTRY = Path(__file__).resolve().parent / "endure.py"
+SMALL = {
+    "streams": ("--streams", "40", "--chunks", "5", "--lasting", "1"),
+    "long": ("--long-streams", "4", "--long-chunks", "50"),
+    "memory": ("--requests", "500"),
+    "cpu": ("--cpu-streams", "8", "--rounds", "1"),
+}
+FIGURES = {
+    "streams": {"streams of 5 chunks answered whole": 40, "of them open at the same time": 40},
+    "long": {"streams of 50 chunks answered whole": 4, "of them open at the same time": 4},
+    "memory": {"requests answered whole": 500},
+    "cpu": {"streams answered whole": 16},
+}
+
+
+class Done(NamedTuple):
+    """How it ended, and the printed figures without their units."""
+
+    status: int
+    figures: dict[str, float]
+    printed: str
+    progress: str
+
+
+def endure(check: str, *limits: str) -> Done:
+    """Run one small check of the inline delivery."""
+    command = [sys.executable, str(ENTRY), "--target", "headrace-inline", "--check", check, *SMALL[check], *limits]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            printed, progress = child.communicate(timeout=120)
+        finally:
+            child.terminate()  # never killed: it ends what it started
+    lines = (re.split(r"  +", line) for line in printed.splitlines()[1:] if line)
+    figures = {what: float(figure.split()[0].replace(",", "")) for what, figure, *_ in lines}
+    return Done(child.returncode, figures, printed, progress)
+
+
+@pytest.mark.parametrize("check", SMALL)
+def test_a_check_that_keeps_its_limits_ends_with_status_0(check: str, kit: Any) -> None:
+    kit.need("nginx")
+    done = endure(check)
+    assert (done.status, done.figures | FIGURES[check]) == (0, done.figures), done.printed + done.progress
+
+
+@pytest.mark.parametrize(
+    ("check", "limit"),
+    [("streams", ("--nginx-kib", "0.01")), ("memory", ("--growth-mib", "-50")), ("cpu", ("--cpu-percent", "20"))],
+)
+def test_a_broken_limit_is_marked_and_ends_with_status_1(check: str, limit: tuple[str, str], kit: Any) -> None:
+    """Inline, a chunk costs the core, so a stream of 1,000 is far from one of 10."""
+    kit.need("nginx")
+    done = endure(check, *limit)
+    assert (done.status, "BROKEN" in done.printed) == (1, True), done.printed + done.progress
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "kept"),
+    [(None, None, True), (None, 2.0, True), (None, 1.0, False), (2.0, 2.0, True), (2.5, 3.0, False)],
+)
+def test_a_finding_is_kept_while_it_is_within_its_range(least: float | None, most: float | None, kept: bool) -> None:
+    assert Finding("figure", 2.0, "", least, most).kept is kept
+
+
+def test_a_target_without_core_and_nginx_is_refused() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        running = Running(Endpoint(1, child.pid), 1, Limits(None, None, None, None))
+        with pytest.raises(Failed, match="found no core or no nginx"):
+            core_cpu(running, 1, 1)
+        child.communicate(b"\n")
+
+
+@pytest.mark.parametrize("chunks", [2, 100])
+def test_streams_last_as_long_as_asked_however_many_chunks_they_have(chunks: int) -> None:
+    with upstream(lasting_ms=300) as port:
+        report = sample(Endpoint(port, None), ("--mode", "stream", "--requests", "1", "--chunks", str(chunks))).report
+    assert (report.completed, report.different, report.p50_ms >= 299) == (1, 0, True)
+
+
+@pytest.mark.parametrize("look", [cpu.seconds_of, cpu.resident_of])
+def test_looking_at_a_process_that_has_ended_is_an_error(look: Any) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    with pytest.raises(ProcessLookupError, match=f"process {child.pid} has ended"):
+        look([child.pid])
+
+
+def test_cpu_time_of_single_processes_leaves_out_their_children() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
+    parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alone, together = cpu.seconds_of([child.pid]), cpu.seconds(child.pid)
+        child.communicate(b"\n")
+    assert together - alone >= 0.25
