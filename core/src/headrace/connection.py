@@ -51,11 +51,12 @@ class Connection:
             RequestTimeout: not complete after `timeout` seconds.
             ClientLeft: the client closed the connection.
         """
-        declared = self._declared_length()
-        if declared is not None and declared > limit:
-            raise _too_large(limit)
         wire = self.scope.get("headrace.wire")
-        message = await (self._next_message(timeout) if wire is None or wire.expects_body else self._receive())
+        if wire is None or wire.expects_body:
+            self._check_declared(limit)
+            message = await self._next_message(timeout)
+        else:
+            message = await self._receive()  # it is all here
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
             if len(body) > limit:
@@ -90,13 +91,13 @@ class Connection:
             raise ClientLeft
         return message
 
-    def _declared_length(self) -> int | None:
+    def _check_declared(self, limit: int) -> None:
         for name, value in self.scope["headers"]:
             if name == b"content-length":
                 if not value.isdigit():
                     raise InvalidRequest("The Content-Length header is not a number.")
-                return int(value)
-        return None
+                if int(value) > limit:
+                    raise _too_large(limit)
 
     def watch(self) -> None:
         """From now on, cancel the current task when the client leaves."""

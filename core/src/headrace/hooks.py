@@ -52,6 +52,8 @@ class Hooks:
         self._transform_reply = calls["transform_reply"]
         self._open_tap = calls["open_tap"]
         self._on_complete = calls["on_complete"]
+        self.tells_of_attempts = bool(self._on_attempt)
+        """Whether anybody wants to hear of single attempts."""
 
     def implementers(self, hook: str) -> tuple[str, ...]:
         """The plugins that implement a hook, in order."""

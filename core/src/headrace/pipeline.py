@@ -244,7 +244,10 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
     exchange.close_taps(exchange.completed)  # if no reply did
     outcome = outcome_of(exchange, connection)
     for attempt in exchange.attempts:
-        await (attempt.reporting or tell(attempt, gateway, outcome_of(exchange, connection)))
+        if attempt.reporting is not None:
+            await attempt.reporting
+        elif gateway.hooks.tells_of_attempts:
+            await tell(attempt, gateway, outcome_of(exchange, connection))
     await gateway.hooks.on_complete(exchange, outcome)
 
 

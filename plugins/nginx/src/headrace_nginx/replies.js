@@ -41,7 +41,7 @@ function head(r) {
         cut = true;
         throw new Error('the backend does not speak HTTP/1.1');
     }
-    if (r.status !== 401) {   // a failed backend's, of which nginx makes a copy
+    if (r.variables.headrace_failed && r.status !== 401) {   // a failed backend's, of which nginx makes a copy
         delete r.headersOut['WWW-Authenticate'];
     }
 }
