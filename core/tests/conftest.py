@@ -37,6 +37,7 @@ class FakeNginx:
 
     Attributes:
         gateway: the core behind it.
+        has: the requests that were handed over; it reports their end at the latest when it leaves.
         url: where the same core listens on TCP.
         client: sends over the unix socket.
         socket, address: what reports are sent by, and where to.
@@ -45,6 +46,7 @@ class FakeNginx:
     def __init__(self, gateway: Gateway, front: wire.Front, url: str) -> None:
         self.gateway, self.front, self.url = gateway, front, url
         self.pid = os.getpid()
+        self.has: set[str] = set()
         self.client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(gateway.core_socket)),
             base_url="http://localhost",
@@ -57,6 +59,8 @@ class FakeNginx:
         self.socket.setblocking(False)
 
     async def aclose(self) -> None:
+        for exchange in tuple(self.has):
+            await self.report(exchange)
         self.socket.close()
         await self.client.aclose()
 
@@ -84,7 +88,10 @@ class FakeNginx:
         own = {"x-headrace-mark": self.mark if mark is None else mark, "x-headrace-exchange": exchange}
         given = httpx.Headers(headers or {})
         given.update({"x-real-ip": "192.0.2.1", **own})
-        return await (client or self.client).post(path, content=content, headers=given)
+        response = await (client or self.client).post(path, content=content, headers=given)
+        if wire.REDIRECT.decode() in response.headers:
+            self.has.add(exchange)
+        return response
 
     async def again(self, exchange: str = EXCHANGE, failed: str = "502|-|-", retry_after: str = "") -> httpx.Response:
         """Ask what to do next: the backend failed before its first byte."""
@@ -94,6 +101,7 @@ class FakeNginx:
 
     async def report(self, exchange: str = EXCHANGE, **said: Any) -> None:
         """Tell how it ended; unless `said` otherwise: whole, with status 200 and 100 bytes."""
+        self.has.discard(exchange)
         plain = {"id": exchange, "mark": self.mark, "connection": 1, "status": 200, "bytes": 100, "completed": True}
         await self.say(HEADER + msgspec.json.encode({**plain, "header_time": "0.012", "watched": [], **said}))
 

@@ -231,11 +231,13 @@ async def asked_with(nginx: Any, backend: FakeBackend, name: str) -> str:
     return raw.decode() or "the-clients/1"  # nginx takes an empty value for none
 
 
+@pytest.mark.parametrize("delivery", ["inline", "auto"])
 @pytest.mark.parametrize("value", ["Łódź", "Zürich", ""])
-async def test_a_header_reaches_the_backend_as_it_would_inline(
-    fronted: Fronted, backend: FakeBackend, value: str
+async def test_a_header_reaches_the_backend_as_a_plugin_set_it(
+    fronted: Fronted, backend: FakeBackend, value: str, delivery: str
 ) -> None:
-    async with fronted(document(backend), {"setting": setting(user_agent=value)}) as nginx:
+    own = {**document(backend), "server": {"anonymous": True, "delivery": delivery}}
+    async with fronted(own, {"setting": setting(user_agent=value)}) as nginx:
         assert await asked_with(nginx, backend, "user-agent") == value
 
 

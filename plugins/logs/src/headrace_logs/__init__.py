@@ -81,7 +81,9 @@ class Plugin:
     async def _open(self) -> AsyncIterator[None]:
         from .journal import Journal
 
-        async with Journal(self._config, self._gateway.state_dir) as journal:
+        gateway = self._gateway
+        worker = gateway.worker if gateway.config.server.workers > 1 else None
+        async with Journal(self._config, gateway.state_dir, worker) as journal:
             self._journal = journal
             yield
 

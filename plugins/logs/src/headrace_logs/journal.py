@@ -35,8 +35,10 @@ _stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
 class Journal:
     """Open from `__aenter__` to `__aexit__`, which writes out what is left."""
 
-    def __init__(self, config: LogsConfig, state_dir: Path) -> None:
+    def __init__(self, config: LogsConfig, state_dir: Path, worker: int | None = None) -> None:
+        """`worker`: which of several core processes this is."""
         self._config = config
+        self._own: dict[str, int] = {} if worker is None else {"worker": worker}
         self._level: int = getattr(logging, config.level.upper())
         self._redactor = Redactor(config.redact)
         self._render = renderer(config.format, colours=config.path is None and stderr_is_terminal())
@@ -59,6 +61,7 @@ class Journal:
         if level < self._level:
             return
         fields: Fields = {"timestamp": self._clock.now(), "level": LEVELS[level], "event": "request"}
+        fields |= self._own
         fields.update(request_fields(exchange, outcome, self._redactor, bodies=self._config.bodies))
         if self._config.bodies:
             fields.update(self._bodies(exchange))

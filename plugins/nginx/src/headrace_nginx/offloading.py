@@ -88,7 +88,8 @@ def _maps(handover: Handover) -> list[str]:
         'map $headrace_whole $headrace_seen { default $headrace_whole; "" $headrace_looked; }',
         'map "$status:$headrace_group$upstream_http_x_headrace_report" $headrace_reported '
         '{ default 1; "~^499:" 1; "~:$" 0; }',
-        'map $upstream_addr $headrace_worker { default 0; "~.*/core-(?<headrace_number>[0-9]+)\\.sock" '
+        "# The core's worker that was asked last; the first one has no number.",
+        'map $upstream_addr $headrace_worker { default ""; "~.*/core(?:-(?<headrace_number>[0-9]+))?\\.sock" '
         "$headrace_number; }",
     ]
 
@@ -97,7 +98,8 @@ def _reports(handover: Handover) -> list[str]:
     lines = [f"log_format headrace_report escape=none '{REPORT}';"]
     for number, address in enumerate(handover.reports):
         lines += [
-            f'map "$headrace_reported:$headrace_worker" $headrace_report_{number} {{ default 0; "1:{number}" 1; }}',
+            f'map "$headrace_reported:$headrace_worker" $headrace_report_{number} '
+            f'{{ default 0; "1:{number or ""}" 1; }}',
             f"access_log {_syslog(address)} headrace_report if=$headrace_report_{number};",
         ]
     return lines

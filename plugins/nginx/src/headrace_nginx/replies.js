@@ -37,8 +37,7 @@ function body(r) {
 // Called for the head of a reply. What nginx would take for an old or unfinished answer ends here.
 function head(r) {
     if (r.status < 200 || r.status > 599 || r.httpVersion === '0.9') {
-        mode = 'end';
-        cut = true;
+        r.variables.headrace_whole = '{"events":0,"size":0,"cut":true}';
         throw new Error('the backend does not speak HTTP/1.1');
     }
     if (r.variables.headrace_failed && r.status !== 401) {   // a failed backend's, of which nginx makes a copy
