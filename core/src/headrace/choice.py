@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from . import front as wire
+from .delivery import check_header
 from .dialects import OPENAI
 from .exchange import Attempt, DeliveryName, Exchange, Headers, Target
 from .front import Front, lane_of
 from .offload import Handover
+from .pool import header_text
 from .reporting import Seat, is_key
 from .upstream import target_headers
 
@@ -95,7 +97,11 @@ def obstacle(attempt: Attempt, gateway: Gateway) -> str:
         return "a plugin changed the request's body"
     if exchange.endpoint.name not in attempt.provider.native or exchange.endpoint.dialect is not OPENAI:
         return "the backend speaks another dialect"
-    if request.body is not attempt.built or not (request.edits or request.body is exchange.body):
+    if (
+        request.method != "POST"
+        or request.body is not attempt.built
+        or not (request.edits or request.body is exchange.body)
+    ):
         return "the request's body is not the client's"
     if sum(each.handed_over for each in exchange.attempts) >= HANDOVERS:
         return "nginx has been asked often enough"
@@ -114,7 +120,8 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
         return sent
     if request.edits and (len(exchange.body) > front.edit_bytes or exchange.header(wire.SPOOLED)):
         return f"nginx edits bodies up to {front.edit_bytes} bytes"
-    for name, _ in exchange.response_headers:
+    for name, value in exchange.response_headers:
+        check_header(exchange, name, value)
         if name.decode("latin-1") not in front.response_headers:
             return f"nginx does not add the header {name.decode('latin-1')!r} to answers"
     watch = b"hide" if request.hides_usage else b"usage" if exchange.wants_usage else b"end" * exchange.streaming
@@ -156,7 +163,10 @@ def _find_way(target: Target, front: Front, url: str) -> _Way | str:
         return "the backend is reached through a proxy"
     if lane.key not in front.lanes:
         return "nginx does not know this backend"
-    path = urlsplit(url).path
+    asked = urlsplit(url)
+    if (asked.scheme, asked.netloc) != urlsplit(target.base_url)[:2]:
+        return "the request goes to another address than the backend's"
+    path = asked.path + (f"?{asked.query}" if asked.query else "")
     if not path.isascii() or not path.isprintable() or " " in path:
         return "nginx cannot ask for this path"
     told = [(wire.GROUP, lane.group), (wire.HOST, lane.host), (wire.URI, path), (b"content-length", "0")]
@@ -169,10 +179,12 @@ def _named(headers: Mapping[str, str], front: Front) -> Headers | str:
     told: Headers = []
     for title, value in headers.items():
         name = title.lower()
+        if not value or not value.isprintable():
+            return f"nginx does not send the header {title!r} as it is"
         if name == "authorization":
-            told.append((wire.AUTHORIZATION, value.encode("latin-1")))
+            told.append((wire.AUTHORIZATION, header_text(value).encode()))
         elif name in front.request_headers or name in wire.FORWARDED:
-            told.append((wire.REQUEST_HEADER + name.encode(), value.encode("latin-1")))
+            told.append((wire.REQUEST_HEADER + name.encode(), header_text(value).encode()))
         elif (name, value) != ("accept-encoding", "identity"):
             return f"nginx does not send the header {title!r}"
     return told

@@ -126,7 +126,7 @@ def head(exchange: Exchange, headers: Headers) -> Headers:
         PluginFault: a plugin's header cannot be sent.
     """
     for name, value in exchange.response_headers:
-        _check_header(exchange, name, value)
+        check_header(exchange, name, value)
     named = next((value for name, value in headers if name == b"connection"), b"")  # RFC 9110, 7.6.1
     hop = frozenset(part.strip().lower() for part in named.split(b",")) if named else frozenset()
     kept = [
@@ -143,7 +143,7 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def _check_header(exchange: Exchange, name: object, value: object) -> None:
+def check_header(exchange: Exchange, name: object, value: object) -> None:
     if isinstance(name, bytes) and isinstance(value, bytes) and _NAME.fullmatch(name) and not _UNSENDABLE.search(value):
         return
     exchange.response_headers.clear()  # the error's own answer goes out without them

@@ -27,7 +27,7 @@ class Pool:
 
     def request(self, request: UpstreamRequest) -> Awaitable[aiohttp.ClientResponse]:
         url = _url(request.url)
-        headers = CIMultiDict([(k, v if v.isascii() else _text(v)) for k, v in request.headers.items()])
+        headers = CIMultiDict([(k, v if v.isascii() else header_text(v)) for k, v in request.headers.items()])
         options: dict[str, Any] = {}
         if self._proxy is not None:
             options["proxy"] = self._proxy
@@ -49,7 +49,7 @@ _url = functools.lru_cache(maxsize=1024)(URL)
 """A URL keeps what was worked out about it, and there are few of them."""
 
 
-def _text(value: str) -> str:
+def header_text(value: str) -> str:
     """The value of a header as aiohttp wants it: it encodes in UTF-8 what we hold as latin-1.
 
     Bytes that are not UTF-8 cannot be sent through aiohttp; each becomes the character it is in latin-1.

@@ -96,16 +96,20 @@ def bind_datagrams(address: str) -> socket.socket:
     Raises:
         OSError: the address cannot be had.
     """
-    if address.startswith("unix:"):
-        path = Path(address.removeprefix("unix:"))
-        path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        listener.bind(str(path))
-        path.chmod(0o600)
-    else:
-        host, _, port = address.rpartition(":")
-        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        listener.bind((host, int(port)))
+    unix = address.startswith("unix:")
+    listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        if unix:
+            path = Path(address.removeprefix("unix:"))
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+            path.chmod(0o600)
+        else:
+            host, _, port = address.rpartition(":")
+            listener.bind((host, int(port)))
+    except OSError:
+        listener.close()
+        raise
     listener.setblocking(False)
     with contextlib.suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
