@@ -47,6 +47,8 @@ def choose(attempt: Attempt, gateway: Gateway, connection: Connection) -> Choice
     reason = unwanted(exchange, gateway)
     seat = None if reason else _seat(exchange, gateway, connection)
     if seat is None:
+        if not reason:
+            _tell_once(exchange, NO_FRONT)
         return Choice("inline", reason or NO_FRONT)
     told = obstacle(attempt, gateway) or directions(attempt, seat.front)
     if not isinstance(told, str) and not seat.proven:

@@ -151,8 +151,11 @@ def serve(context: click.Context, socket_only: bool, worker: int) -> None:
     with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:
 
         def say() -> None:
-            if not socket_only:
-                click.echo(f"headrace: listening on {url_of(sockets[-1])}", err=True)
+            if socket_only:
+                return
+            click.echo(f"headrace: listening on {url_of(sockets[-1])}", err=True)
+            if any(model.delivery == "offload" for model in gateway.models):
+                click.echo("headrace: warning: what comes here is delivered by the core: offload needs nginx", err=True)
 
         server.run(gateway, sockets, say)
 

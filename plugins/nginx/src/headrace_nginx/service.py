@@ -80,7 +80,7 @@ class Service:
         except NoNginx as error:
             if self.config.required:
                 raise PluginError("nginx", f"{error}, or set required = false", "processes") from error
-            logger.warning("serving without TLS: %s", error)
+            logger.warning("serving without TLS, and the core delivers every answer: %s", error)
             return []
         self._starts = True
         try:
