@@ -294,9 +294,10 @@ def tools() -> Any:
     class Tools:
         pass
 
-    tools = Tools()
-    tools.until, tools.read_all, tools.Answer, tools.Core, tools.started = until, read_all, Answer, Core, started  # type: ignore[attr-defined]
-    return tools
+    found: Any = Tools()
+    found.until, found.read_all, found.Answer, found.Core = until, read_all, Answer, Core
+    found.started, found.Front = started, Front
+    return found
 
 
 @pytest.fixture(scope="session")

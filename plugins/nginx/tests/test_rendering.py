@@ -32,7 +32,7 @@ EVERYTHING = ThrottleConfig(
 
 def text_of(config: NginxConfig | None = None, platform: Platform = PORTABLE, **document: Any) -> str:
     gateway = Gateway(parse({"plugins": {"nginx": {}}, **document}))
-    return render(gateway, config or NginxConfig(), platform, Layout.portable())
+    return render(gateway, config or NginxConfig(), platform, Layout.portable(), None)
 
 
 def directives(text: str, name: str) -> list[str]:

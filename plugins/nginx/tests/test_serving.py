@@ -7,6 +7,8 @@ import subprocess
 import time
 from typing import Any
 
+from headrace_nginx.proxying import INTERNAL_HEADERS
+
 
 def test_http2_is_served_to_a_client_that_trusts_the_development_authority(front: Any) -> None:
     done = front.curl("--http2", "--write-out", "\n%{http_version} %{http_code}", front.url("/echo"))
@@ -89,7 +91,7 @@ def test_a_client_cannot_say_who_it_is(front: Any) -> None:
 
 
 def test_what_steers_nginx_and_the_core_is_taken_from_the_clients_headers(front: Any) -> None:
-    names = ("X-Accel-Redirect", "X-Accel-Buffering", "X-Headrace-Target", "X-Headrace-Attempt", "Connection")
+    names = (*INTERNAL_HEADERS, "Connection")
     arrived = front.ask(headers=dict.fromkeys(names[:-1], "x")).json()["headers"]
     assert not {name.lower() for name in names} & {name.lower() for name, _ in arrived}
 

@@ -4,7 +4,7 @@
 // makes little, and stops watching a reply once that would be too much.
 
 const KEPT = 4096, USAGE_BYTES = 1024, HELD = 16384;
-const SMALL = 128, NEWEST = 31;
+const SMALL = 32, NEWEST = 31;
 const CALL = 600, MOST = 8 * 1024 * 1024;
 
 let awaited = 0;      // the length of a reply that is no stream, if the backend said it
