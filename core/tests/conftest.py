@@ -39,7 +39,7 @@ class FakeNginx:
         gateway: the core behind it.
         has: the requests that were handed over; it reports their end at the latest when it leaves.
         url: where the same core listens on TCP.
-        client: sends over the unix socket.
+        client: sends over the core's unix socket.
         socket, address: what reports are sent by, and where to.
     """
 
@@ -47,11 +47,7 @@ class FakeNginx:
         self.gateway, self.front, self.url = gateway, front, url
         self.pid = os.getpid()
         self.has: set[str] = set()
-        self.client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(gateway.core_socket)),
-            base_url="http://localhost",
-            timeout=30,
-        )
+        self.client = self.connect()
         host, _, port = front.reports[0].rpartition(":")
         unix = host == "unix"
         self.address: Any = port if unix else (host, int(port))
@@ -93,11 +89,22 @@ class FakeNginx:
             self.has.add(exchange)
         return response
 
-    async def again(self, exchange: str = EXCHANGE, failed: str = "502|-|-", retry_after: str = "") -> httpx.Response:
+    def connect(self) -> httpx.AsyncClient:
+        """More connections to the core's unix socket."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.gateway.core_socket), verify=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", trust_env=False, timeout=30)
+
+    async def again(
+        self,
+        exchange: str = EXCHANGE,
+        failed: str = "502|-|-",
+        retry_after: str = "",
+        client: httpx.AsyncClient | None = None,
+    ) -> httpx.Response:
         """Ask what to do next: the backend failed before its first byte."""
         marks = {"x-headrace-mark": self.mark, "x-headrace-exchange": exchange}
         more = {"x-headrace-failed": failed, "x-headrace-retry-after": retry_after}
-        return await self.client.post(wire.AGAIN_PATH, headers={**marks, **more})
+        return await (client or self.client).post(wire.AGAIN_PATH, headers={**marks, **more})
 
     async def report(self, exchange: str = EXCHANGE, **said: Any) -> None:
         """Tell how it ended; unless `said` otherwise: whole, with status 200 and 100 bytes."""
@@ -107,7 +114,9 @@ class FakeNginx:
 
     async def complain(self, connection: int, pid: int | None = None, doing: str = "while reading upstream") -> None:
         """A line of the error log."""
-        line = f"<187>Nov 21 10:00:00 headrace: 2026/11/21 10:00:00 [error] {pid or self.pid}#0: *{connection} upstream "
+        line = (
+            f"<187>Nov 21 10:00:00 headrace: 2026/11/21 10:00:00 [error] {pid or self.pid}#0: *{connection} upstream "
+        )
         await self.say(f"{line}prematurely closed connection {doing}, client: 192.0.2.1".encode())
 
     async def say(self, datagram: bytes) -> None:

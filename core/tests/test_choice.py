@@ -26,7 +26,7 @@ Fronted = Callable[..., Any]
 
 
 def document(backend: FakeBackend, **fake: Any) -> dict[str, Any]:
-    """The model `test`, also called `fake-model`, at a backend that calls it so; `fake` is added to the backend's table."""
+    """The model `test`, also called `fake-model`, at a backend that calls it so; `fake` is added to its table."""
     table = {"provider": "openai", "base_url": backend.url, "model": "fake-model", **fake}
     return backend.config(backends={"fake": table}, models={"test": {"targets": ["fake"], "aliases": ["fake-model"]}})
 
@@ -54,7 +54,7 @@ def plugin(**methods: Any) -> type[Any]:
     return type("Plugin", (), {"__init__": lambda *_: None, **{name: hookimpl(f) for name, f in methods.items()}})
 
 
-def preparing(change: Callable[[Attempt], None]) -> type[Any]:
+def preparing(change: Callable[[Attempt], Any]) -> type[Any]:
     async def prepare_attempt(self: Any, attempt: Attempt) -> None:
         change(attempt)
 
@@ -98,12 +98,25 @@ def another_body(attempt: Attempt) -> None:
     attempt.request.body = b"%s " % attempt.request.body
 
 
+def another_method(attempt: Attempt) -> None:
+    assert attempt.request is not None
+    attempt.request.method = "PUT"
+
+
+def another_address(attempt: Attempt) -> None:
+    assert attempt.request is not None
+    attempt.request.url = attempt.request.url.replace("127.0.0.1", "localhost")
+
+
 def an_inline_reason(exchange: Exchange) -> None:
     exchange.inline_reason = "its words are checked"
 
 
 REASONS: dict[str, tuple[type[Any], str]] = {
-    "a hook on replies": (plugin(transform_reply=transform_reply), "the plugin 'other' changes replies (transform_reply)"),
+    "a hook on replies": (
+        plugin(transform_reply=transform_reply),
+        "the plugin 'other' changes replies (transform_reply)",
+    ),
     "a hook on streams": (plugin(wrap_stream=wrap_stream), "the plugin 'other' changes replies (wrap_stream)"),
     "a tap for bytes": (tapping("bytes"), "the plugin 'other' watches the reply"),
     "a tap for events": (tapping("events"), "the plugin 'other' watches the reply"),
@@ -114,6 +127,13 @@ REASONS: dict[str, tuple[type[Any], str]] = {
     "another request id": (set_header("X-Request-ID", "t"), "nginx does not send the header 'X-Request-ID'"),
     "another encoding": (set_header("Accept-Encoding", "gzip"), "nginx does not send the header 'Accept-Encoding'"),
     "a removed header": (unset_header("User-Agent"), "a plugin removed the header 'user-agent'"),
+    "an empty header": (set_header("User-Agent", ""), "nginx does not send the header 'User-Agent' as it is"),
+    "a header of two lines": (
+        set_header("User-Agent", "a\r\nb"),
+        "nginx does not send the header 'User-Agent' as it is",
+    ),
+    "another method": (preparing(another_method), "the request's body is not the client's"),
+    "another address": (preparing(another_address), "the request goes to another address than the backend's"),
     "a new response header": (answering(b"x-cost", b"5"), "nginx does not add the header 'x-cost' to answers"),
 }
 
@@ -324,8 +344,10 @@ async def test_a_model_that_wants_offload_and_does_not_get_it_is_warned_of_once(
 ) -> None:
     own = backend.config(models={"wanting": {"targets": ["fake"], "delivery": "offload"}})
     async with deciding(fronted, recorder, backend, tapping("bytes"), document=own) as stage:
-        for _ in range(3):
-            assert (await stage.decide({**CHAT, "model": "wanting"}))[0] == "inline"
+        for mark in ("", stage.nginx.mark, "", stage.nginx.mark):
+            assert (await stage.decide({**CHAT, "model": "wanting"}, mark=mark))[0] == "inline"
     said = [record.getMessage() for record in caplog.records if record.name == "headrace.delivery"]
-    reason = "the core delivers: the plugin 'other' watches the reply"
-    assert said == [f"model 'wanting' has delivery = \"offload\", but {reason}"]
+    reasons = ("the request did not come through our nginx", "the plugin 'other' watches the reply")
+    assert said == [
+        f"model 'wanting' has delivery = \"offload\", but the core delivers: {reason}" for reason in reasons
+    ]

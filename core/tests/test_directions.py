@@ -34,7 +34,7 @@ def told(response: httpx.Response) -> dict[str, str]:
     return found
 
 
-def preparing(change: Callable[[Attempt], None]) -> type[Any]:
+def preparing(change: Callable[[Attempt], Any]) -> type[Any]:
     class Preparing:
         def __init__(self, config: Any, gateway: Any) -> None: ...
 
@@ -91,6 +91,7 @@ async def test_nginx_is_told_where_to_send_the_request(fronted: Fronted, backend
     async with fronted(document(backend, api_key="sk-b"), plugins) as nginx:
         (target,) = nginx.gateway.models.find("test").targets
         lane = lane_of(target)
+        assert lane is not None
         found = told(await nginx.ask(CHAT))
     assert found == {
         "x-headrace-group": lane.group,
@@ -209,7 +210,7 @@ async def test_changed_and_new_headers_are_said(fronted: Fronted, backend: FakeB
 
 
 async def test_a_key_that_a_plugin_takes_away_is_not_said(fronted: Fronted, backend: FakeBackend) -> None:
-    removing = preparing(lambda attempt: attempt.request.headers.pop("Authorization"))  # type: ignore[union-attr, arg-type, return-value]
+    removing = preparing(lambda attempt: attempt.request.headers.pop("Authorization"))  # type: ignore[union-attr]
     async with fronted(document(backend, api_key="sk-b"), {"removing": removing}) as nginx:
         found = told(await nginx.ask(CHAT))
     assert "sk-b" not in str(found)
@@ -275,7 +276,7 @@ async def test_headers_of_the_answer_are_said_under_their_own_names(fronted: Fro
     carried = frozenset({"x-ratelimit-remaining-requests", "vary", "x-cost"})
     async with fronted(document(backend), {"a": answering(*headers)}, response_headers=carried) as nginx:
         found = told(await nginx.ask(CHAT))
-    assert {name.encode(): found[name.decode()].encode() for name, _ in headers} == dict(headers)
+    assert {name: found[name.decode()].encode() for name, _ in headers} == dict(headers)
 
 
 # --- What cannot stand in a header ---
@@ -308,6 +309,27 @@ async def test_a_header_of_the_request_that_would_break_lines_is_not_said(
         assert "x-accel-redirect" not in response.headers
         assert response.json().keys() in ({"error"}, {"id", "object", "created", "model", "choices", "usage"})
         assert (await recorder.outcome()).status == response.status_code
+
+
+@pytest.mark.parametrize("key", ["sk\r\nx-accel-redirect: /evil", "sk\nx", "sk\0x"])
+async def test_a_key_that_would_break_lines_is_not_said(fronted: Fronted, backend: FakeBackend, key: str) -> None:
+    async with fronted(document(backend, api_key=key)) as nginx:
+        response = await nginx.ask(CHAT)
+    assert response.status_code == 502
+    assert not {"x-accel-redirect", "x-headrace-authorization"} & response.headers.keys()
+
+
+@pytest.mark.parametrize("path", ["/a b", "/\x85", "/\u2028", "/ä"])
+async def test_a_path_that_cannot_stand_in_a_request_line_is_not_said(
+    fronted: Fronted, backend: FakeBackend, path: str
+) -> None:
+    def change(attempt: Attempt) -> None:
+        assert attempt.request is not None
+        attempt.request.url = backend.url + path
+
+    async with fronted(document(backend), {"changing": preparing(change)}) as nginx:
+        response = await nginx.ask(CHAT)
+    assert "x-accel-redirect" not in response.headers
 
 
 @pytest.mark.parametrize("name", ["mo\r\nX-Accel-Redirect: evil", "mo\0\x7fdel", "\u2028\U0001f989"])

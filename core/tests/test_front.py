@@ -141,7 +141,15 @@ def test_a_front_replaces_another_and_leaves_nothing_behind(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'{"mark":"m"}', b'{"mark":"\xff"}', b'{"mark":"m","lanes":5,"edit_bytes":1,"reports":[]}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"mark":"m"}',
+        b'{"mark":"\xff"}',
+        b'{"mark":"m","lanes":5,"edit_bytes":1,"reports":[]}',
+    ],
 )
 def test_a_garbled_front_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "front.json").write_bytes(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -133,12 +132,12 @@ async def test_an_address_that_cannot_be_had_is_told_once(tmp_path: Path, caplog
 
 async def test_closing_leaves_no_socket_and_no_timer(tmp_path: Path) -> None:
     front_at(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     made = Reporting(tmp_path, 0, 1.0)
     made.open()
     assert made.seat(b"s-d 1") is not None
     made.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     made.close()  # and may be called again
 
 
@@ -147,9 +146,7 @@ async def test_a_report_socket_is_for_the_owner_alone(reporting: Reporting, tmp_
     assert (tmp_path / "r0.sock").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [(A, True), ("0123456789abcdef" * 2, True), (None, False), ("", False)]
-)
+@pytest.mark.parametrize(("text", "expected"), [(A, True), ("0123456789abcdef" * 2, True), (None, False), ("", False)])
 def test_what_nginx_calls_a_request(text: str | None, expected: bool) -> None:
     assert is_key(text) is expected
 
@@ -227,7 +224,9 @@ async def test_a_datagram_that_cannot_be_read_is_logged_once_and_does_no_harm(
     assert record.getMessage().startswith("a report of nginx cannot be read: ")
 
 
-@pytest.mark.parametrize("datagram", [b"", b"\0", b"<190>", b"hello", b"a: b", HEADER, HEADER + b"[1]", b"\xff" * 60_000])
+@pytest.mark.parametrize(
+    "datagram", [b"", b"\0", b"<190>", b"hello", b"a: b", HEADER, HEADER + b"[1]", b"\xff" * 60_000]
+)
 async def test_a_datagram_that_is_no_report_is_passed_over(
     fronted: Fronted, recorder: Any, backend: FakeBackend, caplog: pytest.LogCaptureFixture, datagram: bytes
 ) -> None:
@@ -270,11 +269,12 @@ async def test_as_many_reports_as_a_busy_moment_brings_are_all_taken(
 # --- What nginx complains of ---
 
 
+@pytest.mark.parametrize("doing", ["while reading upstream", "while sending to client"])
 async def test_a_complaint_makes_the_next_report_of_its_connection_one_of_a_cut_answer(
-    fronted: Fronted, recorder: Any, backend: FakeBackend
+    fronted: Fronted, recorder: Any, backend: FakeBackend, doing: str
 ) -> None:
     async with fronted(backend.config(), {"r": recorder}) as nginx:
-        await nginx.complain(7)
+        await nginx.complain(7, doing=doing)
         completed = []
         for connection in (6, 7, 7):
             await nginx.ask(CHAT)
@@ -284,7 +284,8 @@ async def test_a_complaint_makes_the_next_report_of_its_connection_one_of_a_cut_
 
 
 @pytest.mark.parametrize(
-    "other", [{"pid": 1}, {"doing": "while connecting to upstream"}, {"doing": "while reading response header from upstream"}]
+    "other",
+    [{"pid": 1}, {"doing": "while connecting to upstream"}, {"doing": "while reading response header from upstream"}],
 )
 async def test_a_complaint_about_something_else_changes_nothing(
     fronted: Fronted, recorder: Any, backend: FakeBackend, other: dict[str, Any]
@@ -308,8 +309,14 @@ async def test_complaints_do_not_grow_without_end(reporting: Reporting, tmp_path
 # --- What never comes ---
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is overdue is looked for more often than once a second."""
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.05)
+
+
 async def test_a_report_that_does_not_come_in_time_is_lost_and_counted(
-    fronted: Fronted, recorder: Any, backend: FakeBackend
+    fronted: Fronted, recorder: Any, backend: FakeBackend, often: None
 ) -> None:
     document = backend.config(server={"anonymous": True, "report_timeout": 0.1})
     async with fronted(document, {"r": recorder}) as nginx:
@@ -325,7 +332,7 @@ async def test_a_report_that_does_not_come_in_time_is_lost_and_counted(
 
 
 async def test_a_whole_answer_is_not_waited_for_as_long_as_a_stream(
-    fronted: Fronted, recorder: Any, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    fronted: Fronted, recorder: Any, backend: FakeBackend, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MARGIN_SECONDS", 0.0)
     limits = {"connect": 0.05, "first_byte": 0.05, "idle": 0.05}
@@ -341,7 +348,7 @@ async def test_a_whole_answer_is_not_waited_for_as_long_as_a_stream(
 
 
 async def test_what_a_worker_took_with_it_into_its_grave_is_lost(
-    fronted: Fronted, recorder: Any, backend: FakeBackend
+    fronted: Fronted, recorder: Any, backend: FakeBackend, often: None
 ) -> None:
     async with fronted(backend.config(), {"r": recorder}) as nginx:
         mine, other = nginx.pid, subprocess.Popen(["sleep", "60"])

@@ -125,7 +125,7 @@ class Connection:
             self._watch.cancel()
             self._watch = None
         elif (wire := self.scope.get("headrace.wire")) is not None:
-            wire.watch(None)
+            wire.unwatch(self._departed)
 
     async def _wait_for_departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -177,7 +177,10 @@ async def take_back(scope: Scope, receive: Receive, send: Send, gateway: Gateway
         return False
     connection = Connection(scope, receive, send)
     if gateway.reporting.give_back(key, GivenBack(connection, _failure(headers))):
-        await connection.released()
+        released = asyncio.ensure_future(connection.released())
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(released)
+        await released  # the gateway stops: the exchange is told as well, and answers
         return True
     raise Unavailable("The gateway was restarted while it waited for a backend.", headers={"Retry-After": "1"})
 

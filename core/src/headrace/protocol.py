@@ -47,11 +47,14 @@ class Protocol(HttpToolsProtocol):
         """Whether the current request's body is not here yet."""
         return self.cycle.more_body
 
-    def watch(self, on_lost: Callable[[], None] | None) -> None:
-        """Call this once the client has left; None: nobody needs to know any more."""
+    def unwatch(self, on_lost: Callable[[], None]) -> None:
+        """Who gave this need not know any more; the next request over the connection may have given its own."""
+        if self._on_lost == on_lost:
+            self._on_lost = None
+
+    def watch(self, on_lost: Callable[[], None]) -> None:
+        """Call this once the client has left."""
         self._on_lost = on_lost
-        if on_lost is None:
-            return
         self.flow.resume_reading()  # it is paused behind a large body, and would not see the end
         if self._lost:
             on_lost()

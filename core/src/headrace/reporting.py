@@ -29,7 +29,11 @@ DRAIN_AT_ONCE = 256
 """Reports that are read before anything else gets its turn."""
 MARGIN_SECONDS = 30.0
 COMPLAINTS_KEPT = 1024
-_COMPLAINT = re.compile(rb"\] (\d+)#\d+: \*(\d+) [^,]* while reading upstream,")
+_COMPLAINT = re.compile(
+    rb"\] (\d+)#\d+: \*(\d+) (?:[^,]* while reading upstream|(?:upstream |recv|SSL_read)[^,]* while sending to client),"
+)
+"""The head was there: what goes wrong before is a try that failed. nginx says `sending to client` of a backend whose
+end came along with its head."""
 _ID = re.compile(r"[0-9a-f]{32}")
 _REPORT = msgspec.json.Decoder(Report)
 

@@ -238,8 +238,8 @@ def test_without_nginx_the_core_is_served_alone_and_that_is_said(
     assert service.processes() == []
     assert [record.getMessage().splitlines() for record in caplog.records] == [
         [
-            "serving without TLS, and the core delivers every answer: no nginx can be run (/nowhere/nginx cannot be run: "
-            "No such file or directory): install nginx, or run `headrace nginx fetch`"
+            "serving without TLS, and the core delivers every answer: no nginx can be run (/nowhere/nginx cannot "
+            "be run: No such file or directory): install nginx, or run `headrace nginx fetch`"
         ]
     ]
     assert service.announce() == {"url": "http://127.0.0.1:8080/v1"}
