@@ -61,7 +61,7 @@ class Journal:
         if level < self._level:
             return
         fields: Fields = {"timestamp": self._clock.now(), "level": LEVELS[level], "event": "request"}
-        fields |= self._own
+        fields.update(self._own)
         fields.update(request_fields(exchange, outcome, self._redactor, bodies=self._config.bodies))
         if self._config.bodies:
             fields.update(self._bodies(exchange))
