@@ -54,6 +54,12 @@ DELIVERIES = {"inline": 'delivery = "inline"', "offload": 'delivery = "offload"'
 """Ways to deliver an answer, each with its line in `[server]`. Every test of the stack runs with each of them."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Straight to the core every answer is inline, whatever the stack: once is enough."""
+    twice = {"shared_stack": "offload", "route": "core"}.items()
+    items[:] = [item for item in items if not twice <= getattr(getattr(item, "callspec", None), "params", {}).items()]
+
+
 @contextlib.contextmanager
 def short_folder() -> Iterator[Path]:
     """A temporary directory whose path is short enough for unix sockets."""

@@ -143,26 +143,25 @@ def without_words(response: httpx.Response) -> Any:
     return {**error, "message": ""} if error["code"] == "upstream_timeout" else error
 
 
-@pytest.mark.parametrize(
-    ("failed", "status", "message"),
-    [
-        ("500, 503|0.1, 0.2|0.1, 0.2", 503, "The backend is not available."),
-        ("503 : 500|0.1 : 0.2|0.1 : 0.2", 502, "The backend failed with status 500."),
-        ("502|0.001|-", 502, "The connection to the backend broke."),
-        ("504|-|-", 504, "The backend did not answer in time."),
-        ("", 503, "The backend cannot be reached."),
-        ("-|-|-", 503, "The backend cannot be reached."),
-        ("x", 503, "The backend cannot be reached."),
-        ("1|2|3|4", 502, "The backend answered with status 1, no answer: is its base_url right?"),
-    ],
-)
-async def test_what_nginx_says_of_a_failure_is_understood(
-    fronted: Fronted, backend: FakeBackend, failed: str, status: int, message: str
-) -> None:
+SAID = [
+    ("500, 503|0.1, 0.2|0.1, 0.2", 503, "The backend is not available."),
+    ("503 : 500|0.1 : 0.2|0.1 : 0.2", 502, "The backend failed with status 500."),
+    ("502|0.001|-", 502, "The connection to the backend broke."),
+    ("504|-|-", 504, "The backend did not answer in time."),
+    ("", 503, "The backend cannot be reached."),
+    ("-|-|-", 503, "The backend cannot be reached."),
+    ("x", 503, "The backend cannot be reached."),
+    ("1|2|3|4", 502, "The backend answered with status 1, no answer: is its base_url right?"),
+]
+"""What nginx says, the status the client gets if that was the only backend, and the message."""
+
+
+async def test_what_nginx_says_of_a_failure_is_understood(fronted: Fronted, backend: FakeBackend) -> None:
     async with fronted(backend.config()) as nginx:
-        await nginx.ask(CHAT)
-        response = await nginx.again(failed=failed)
-    assert (response.status_code, response.json()["error"]["message"]) == (status, message)
+        for failed, status, message in SAID:
+            await nginx.ask(CHAT)
+            response = await nginx.again(failed=failed)
+            assert (response.status_code, response.json()["error"]["message"]) == (status, message), failed
 
 
 # --- Who may ask ---
@@ -198,23 +197,15 @@ async def test_a_request_that_has_ended_is_not_given_back(
         assert (await nginx.again()).status_code == 503
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"x-headrace-mark": "5ec4e7-d16e57 1"},
-        {"x-headrace-exchange": A},
-        {"x-headrace-exchange": A, "x-headrace-mark": "wrong 1"},
-        {"x-headrace-exchange": A, "x-headrace-mark": "5ec4e7-d16e57"},
-    ],
-)
 async def test_whoever_does_not_show_the_mark_finds_nothing_there(
-    fronted: Fronted, recorder: Any, backend: FakeBackend, headers: dict[str, str]
+    fronted: Fronted, recorder: Any, backend: FakeBackend
 ) -> None:
     async with fronted(backend.config(), {"r": recorder}) as nginx:
         await nginx.ask(CHAT)
-        response = await nginx.client.post("/.headrace/again", headers=headers)
-        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+        key, mark = {"x-headrace-exchange": A}, "x-headrace-mark"
+        for headers in ({}, {mark: nginx.mark}, key, {**key, mark: "wrong 1"}, {**key, mark: nginx.front.mark}):
+            response = await nginx.client.post("/.headrace/again", headers=headers)
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
         assert len(nginx.gateway.reporting) == 1
 
 

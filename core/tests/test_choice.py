@@ -283,20 +283,22 @@ async def test_nginx_is_asked_as_often_as_it_can_follow(fronted: Fronted, record
 # --- Where the request came from ---
 
 
-@pytest.mark.parametrize("mark", ["", "wrong 1", "5ec4e7-d16e57", "5ec4e7-d16e57 x"])
 async def test_a_request_without_our_mark_is_answered_by_the_core(
-    fronted: Fronted, recorder: Any, backend: FakeBackend, mark: str
+    fronted: Fronted, recorder: Any, backend: FakeBackend
 ) -> None:
     async with deciding(fronted, recorder, backend) as stage:
-        assert await stage.decide(mark=mark) == ("inline", "the request did not come through our nginx")
+        for mark in ("", "wrong 1", stage.nginx.front.mark, f"{stage.nginx.front.mark} x"):
+            found = await stage.decide(mark=mark)
+            assert found == ("inline", "the request did not come through our nginx"), mark
 
 
-@pytest.mark.parametrize("key", ["", "A" * 32, "a" * 31])
 async def test_a_request_without_nginxs_id_is_answered_by_the_core(
-    fronted: Fronted, recorder: Any, backend: FakeBackend, key: str
+    fronted: Fronted, recorder: Any, backend: FakeBackend
 ) -> None:
     async with deciding(fronted, recorder, backend) as stage:
-        assert await stage.decide(exchange=key) == ("inline", "the request did not come through our nginx")
+        for key in ("", "A" * 32, "a" * 31):
+            found = await stage.decide(exchange=key)
+            assert found == ("inline", "the request did not come through our nginx"), key
 
 
 async def test_a_right_mark_means_nothing_over_tcp(fronted: Fronted, recorder: Any, backend: FakeBackend) -> None:

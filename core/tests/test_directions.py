@@ -281,11 +281,17 @@ async def test_headers_of_the_answer_are_said_under_their_own_names(fronted: Fro
 
 # --- What cannot stand in a header ---
 
-BREAKS = ["a\r\nx-accel-redirect: /evil", "a\nx-headrace-group: evil", "a\rb", "a\0b", "a\x7fb"]
+BREAKS = [
+    ("a\r\nx-accel-redirect: /evil", False),
+    ("a\r\nx-accel-redirect: /evil", True),
+    ("a\nx-headrace-group: evil", False),
+    ("a\rb", False),
+    ("a\0b", False),
+    ("a\x7fb", True),
+]
 
 
-@pytest.mark.parametrize("wrapping", [False, True])
-@pytest.mark.parametrize("value", BREAKS)
+@pytest.mark.parametrize(("value", "wrapping"), BREAKS)
 async def test_a_header_of_the_answer_that_would_break_lines_is_a_fault(
     fronted: Fronted, recorder: Any, backend: FakeBackend, value: str, wrapping: bool
 ) -> None:
@@ -297,8 +303,7 @@ async def test_a_header_of_the_answer_that_would_break_lines_is_a_fault(
         assert (await recorder.outcome()).status == 500
 
 
-@pytest.mark.parametrize("wrapping", [False, True])
-@pytest.mark.parametrize("value", BREAKS)
+@pytest.mark.parametrize(("value", "wrapping"), BREAKS)
 async def test_a_header_of_the_request_that_would_break_lines_is_not_said(
     fronted: Fronted, recorder: Any, backend: FakeBackend, value: str, wrapping: bool
 ) -> None:

@@ -22,8 +22,8 @@ async def async_client(route: Any) -> Any:
         yield client
 
 
-def test_the_models_are_listed(client: Any) -> None:
-    assert [model.id for model in client.models.list()] == ["smollm2-135m", "fake", "rescued"]
+def test_the_models_are_listed(client: Any, stack: Any) -> None:
+    assert [model.id for model in client.models.list()] == stack.models
 
 
 def test_one_model_can_be_asked_for(client: Any) -> None:
@@ -99,8 +99,8 @@ async def test_the_asynchronous_client_streams(async_client: Any, stack: Any) ->
     assert chunks[-1].usage is not None
 
 
-async def test_the_asynchronous_client_lists_the_models(async_client: Any) -> None:
-    assert [model.id async for model in async_client.models.list()] == ["smollm2-135m", "fake", "rescued"]
+async def test_the_asynchronous_client_lists_the_models(async_client: Any, stack: Any) -> None:
+    assert [model.id async for model in async_client.models.list()] == stack.models
 
 
 async def test_the_asynchronous_client_raises_its_own_errors(async_client: Any) -> None:
