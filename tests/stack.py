@@ -268,8 +268,8 @@ class Stack:
         marked = f'"request_id":"{identifier}"'
 
         def line() -> str | None:
-            text = self.logs.joinpath("requests.log").read_text()
-            return next((each for each in text.splitlines() if marked in each), None)
+            whole = self.logs.joinpath("requests.log").read_text().rpartition("\n")[0]  # the last may be half written
+            return next((each for each in whole.splitlines() if marked in each), None)
 
         found: dict[str, Any] = json.loads(until(line, f"the log line of the request {identifier}"))
         return found

@@ -70,7 +70,12 @@ def made(stack: Any, name: str, identifier: str) -> bytes:
 def ids(stack: Any) -> list[str]:
     """The ids of all requests in the log and in nginx's."""
     files = (stack.logs / "requests.log", stack.logs / "access.log")
-    lines = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for file in files
+        if file.exists()
+        for line in file.read_text().rpartition("\n")[0].splitlines()
+    ]
     return [line["request_id"] for line in lines if "request_id" in line]
 
 

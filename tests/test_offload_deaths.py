@@ -54,7 +54,7 @@ def read_on(connection: socket.socket, until: bytes) -> bytes:
 
 
 def lines_of(stack: Any, identifier: str) -> list[dict[str, Any]]:
-    text = stack.logs.joinpath("requests.log").read_text()
+    text = stack.logs.joinpath("requests.log").read_text().rpartition("\n")[0]
     return [json.loads(line) for line in text.splitlines() if f'"request_id":"{identifier}"' in line]
 
 

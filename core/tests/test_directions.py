@@ -109,6 +109,16 @@ async def test_a_backend_without_a_key_gets_none(fronted: Fronted, backend: Fake
     assert "the-clients" not in str(found)
 
 
+async def test_a_backend_that_is_configured_anew_is_reached_by_its_new_way(
+    fronted: Fronted, backend: FakeBackend
+) -> None:
+    groups = set()
+    for limit in (5, 6):
+        async with fronted(document(backend, max_connections=limit)) as nginx:
+            groups.add(told(await nginx.ask(CHAT))["x-headrace-group"])
+    assert len(groups) == 2
+
+
 async def test_each_endpoint_has_its_path_below_the_base_url(fronted: Fronted, backend: FakeBackend) -> None:
     async with fronted(document(backend, base_url="http://127.0.0.1:9/a%20b/v2/")) as nginx:
         for name, body in (("completions", {"prompt": "x"}), ("embeddings", {"input": "x"})):

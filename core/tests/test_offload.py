@@ -176,6 +176,32 @@ async def test_tokens_are_counted_by_the_backend_or_else_estimated(
     assert msgspec.structs.replace(expected, prompt_tokens=len(body) // 4 if expected.estimated else 5) == outcome.usage
 
 
+async def test_nothing_is_estimated_for_a_whole_answer_that_tells_no_usage(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, seen: Seen
+) -> None:
+    async with fronted(document(backend), {"r": recorder}) as nginx:
+        await nginx.ask(CHAT)
+        await nginx.report(watched=[seen(3)])
+        assert (await recorder.outcome()).usage is None
+    assert "tap fed" not in recorder.calls
+
+
+async def test_nothing_is_estimated_for_a_whole_stream_of_which_nobody_counts_the_tokens(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, seen: Seen
+) -> None:
+    class Indifferent(recorder):  # type: ignore[misc]
+        @hookimpl
+        def open_tap(self) -> None: ...
+
+    async with fronted(document(backend), {"r": Indifferent}) as nginx:
+        await nginx.ask(STREAM)
+        await nginx.report(watched=[seen(7)])
+        assert (await recorder.outcome()).usage is None
+        await nginx.ask(STREAM)
+        await nginx.report(watched=[seen(7, cut=True)])
+        assert (await recorder.outcome()).usage.completion_tokens == 7
+
+
 async def test_a_reply_that_was_not_watched_to_its_end_is_reckoned_by_its_size(
     fronted: Fronted, recorder: Any, backend: FakeBackend, seen: Seen
 ) -> None:
@@ -224,7 +250,7 @@ async def test_an_answer_without_a_head_has_no_first_byte(
 
 
 async def test_a_lost_report_ends_the_request_and_settles_it_at_the_most_it_can_have_cost(
-    fronted: Fronted, recorder: Any, backend: FakeBackend
+    fronted: Fronted, recorder: Any, backend: FakeBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = {**STREAM, "max_tokens": 50}
     models = {"test": {"targets": ["fake", {"provider": "openai", "base_url": "http://127.0.0.1:9"}]}}
@@ -236,6 +262,7 @@ async def test_a_lost_report_ends_the_request_and_settles_it_at_the_most_it_can_
     assert (outcome.status, outcome.error.code, outcome.attempts) == (502, "report_lost", 1)
     assert outcome.usage == Usage(len(msgspec.json.encode(body)) // 4, 50, estimated=True)
     assert recorder.attempts[0].error is outcome.error
+    assert [each for each in caplog.records if each.name.startswith("uvicorn")] == []  # nobody is there to be answered
 
 
 async def test_two_requests_with_one_request_id_are_kept_apart(

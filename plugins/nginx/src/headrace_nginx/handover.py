@@ -138,7 +138,11 @@ def _resolves(lane: Lane) -> bool:
 
 def portable(gateway: Gateway, layout: Layout, more: tuple[Sequence[str], Sequence[str]]) -> Handover | None:
     """The handover that is the same on every machine."""
-    found = lanes(gateway, resolved=False)
+    here, there = str(gateway.runtime_dir), str(layout.socket.parent)
+    found = [
+        msgspec.structs.replace(lane, address=lane.address.replace(here, there, 1))
+        for lane in lanes(gateway, resolved=False)
+    ]
     return plan(gateway, portable_reports(layout, gateway.config.server.workers), found, more) if found else None
 
 
