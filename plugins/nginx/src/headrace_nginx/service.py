@@ -7,22 +7,14 @@ import contextlib
 import ipaddress
 import logging
 import os
-import re
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from headrace import front
-from headrace.delivery import BROKEN, UNFINISHED, Cut
-from headrace.dialects import OPENAI
 from headrace.errors import HeadraceError, PluginError
 from headrace.supervisor import Process
 
@@ -31,7 +23,9 @@ from .binary import Nginx, NoNginx, find
 from .config import NginxConfig
 from .handover import Handover
 from .layout import Layout
+from .probing import any_certificate, check_port, is_alive, listens, status
 from .rendering import render
+from .scripts import keys_script, replies_script
 
 if TYPE_CHECKING:
     from headrace.gateway import Gateway
@@ -86,7 +80,7 @@ class Service:
         try:
             self.install()
             for port in filter(None, (self.config.port, self.config.redirect_port)):
-                _check_port(self.config.address, port)
+                check_port(self.config.address, port)
         except HeadraceError as error:
             raise PluginError("nginx", str(error), "processes") from error
         return [self._process(nginx)]
@@ -207,7 +201,7 @@ class Service:
             for folder in (self.layout.runtime, *self._log_folders()):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if limits.needs_njs(self.config.throttle):
-                _write(self.layout.script, script())
+                _write(self.layout.script, keys_script())
             found = self.handover()
             if found is not None:
                 _write(self.layout.replies, replies_script())
@@ -276,7 +270,7 @@ class Service:
         Raises:
             HeadraceError: it would; the port may come from the environment, which differs from terminal to terminal.
         """
-        before, after = _listens(self.layout.config_file.read_text("utf-8")), _listens(self.render())
+        before, after = listens(self.layout.config_file.read_text("utf-8")), listens(self.render())
         if before != after:
             raise HeadraceError(
                 f"nginx listens on {' and '.join(before)}, the configuration now says {' and '.join(after)}: restart "
@@ -295,7 +289,7 @@ class Service:
             pid = int(self.layout.pid_file.read_text().strip() or "0")
         except (FileNotFoundError, ValueError):
             return None
-        return pid if pid > 0 and _is_alive(pid) else None
+        return pid if pid > 0 and is_alive(pid) else None
 
     def ready(self) -> Callable[[], Awaitable[bool]]:
         """A question for the supervisor: does our nginx listen, answer, and reach the core?"""
@@ -308,79 +302,14 @@ class Service:
                 return False
             try:
                 async with asyncio.timeout(READY_SECONDS):
-                    return await _status(host, port, _any_certificate() if tls else None) not in (None, 502)
+                    return await status(host, port, any_certificate() if tls else None) not in (None, 502)
             except (OSError, TimeoutError):
                 return False
 
         return answers
 
 
-def _listens(config: str) -> list[str]:
-    """The addresses of a rendered configuration."""
-    return re.findall(r"^\s*listen (\S+?);?(?: |$)", config, re.MULTILINE)
-
-
-def replies_script() -> str:
-    """The njs script that edits requests and watches replies, with the events that end a cut stream."""
-    broken, unfinished = (
-        msgspec.json.encode(OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode()).decode()
-        for why in (BROKEN, UNFINISHED)
-    )
-    text = resources.files(__package__).joinpath("replies.js").read_text("utf-8")
-    return f"const BROKEN = {broken}, UNFINISHED = {unfinished};\n{text}"
-
-
-def script() -> str:
-    """The njs script that hashes keys."""
-    return resources.files(__package__).joinpath("throttle.js").read_text("utf-8")
-
-
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.write_text(text, "utf-8")
     temporary.replace(path)
-
-
-def _check_port(address: str, port: int) -> None:
-    """Find out now what nginx would say after seconds of trying. Raises HeadraceError."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise HeadraceError(
-                f"nginx cannot listen on {address} port {port} ({error.strerror}): set [plugins.nginx] port"
-            ) from error
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _any_certificate() -> ssl.SSLContext:
-    """We ask ourselves over loopback whether we are up: the certificate's name is of no interest."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-async def _status(host: str, port: int, tls: ssl.SSLContext | None) -> int | None:
-    """The status of `GET /health`, None if the answer is not HTTP."""
-    reader, writer = await asyncio.open_connection(host, port, ssl=tls)
-    try:
-        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        await writer.drain()
-        line = (await reader.readline()).split()
-        return int(line[1]) if len(line) > 1 and line[0].startswith(b"HTTP/1") and line[1].isdigit() else None
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()

@@ -1,0 +1,25 @@
+"""What nginx's script engine runs."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import msgspec
+
+from headrace.delivery import BROKEN, UNFINISHED, Cut
+from headrace.dialects import OPENAI
+
+
+def replies_script() -> str:
+    """The njs script that edits requests and watches replies, with the events that end a cut stream."""
+    broken, unfinished = (
+        msgspec.json.encode(OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode()).decode()
+        for why in (BROKEN, UNFINISHED)
+    )
+    text = resources.files(__package__).joinpath("replies.js").read_text("utf-8")
+    return f"const BROKEN = {broken}, UNFINISHED = {unfinished};\n{text}"
+
+
+def keys_script() -> str:
+    """The njs script that hashes keys."""
+    return resources.files(__package__).joinpath("throttle.js").read_text("utf-8")
