@@ -187,13 +187,18 @@ def test_no_retry_after_of_a_backend_breaks_an_answer(route: Any, kit: Any, wait
 @pytest.mark.parametrize(
     "value", ["$request_id ${headrace_mark} $$", "'; return 500; #", '"', "\\r\\nX-Evil: 1", "\xe4"]
 )
-def test_a_headers_value_is_never_read_as_more_than_that(route: Any, name: str, value: str) -> None:
+def test_a_headers_value_is_never_read_as_more_than_that(
+    route: Any, name: str, value: str, request: pytest.FixtureRequest
+) -> None:
+    if route.delivery == "inline" and not value.isascii() and name not in ("X-Other", "Content-Type"):
+        reason = "the core's HTTP client encodes headers in UTF-8"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     answer, _ = ask(route, ASK, headers=[f"{name}: {value}"])
     assert answer.status == 200
     ((_, headers, _),) = reached(route.stack)
     assert "x-evil" not in headers
     if name not in ("X-Other", "Content-Type"):
-        assert headers[name.lower()] in (value, value.encode().decode("latin-1"))  # the core sends UTF-8
+        assert headers[name.lower()] == value
 
 
 @pytest.mark.parametrize(

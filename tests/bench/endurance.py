@@ -112,7 +112,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--nginx-kib",
         type=float,
         default=64.0,
-        help="memory of nginx for an open stream, and 1 KiB more for each chunk (%(default)g)",
+        help="memory of nginx for an open stream (%(default)g)",
     )
     limits.add_argument(
         "--growth-mib", type=float, default=5.0, help="growth of core or nginx over the requests (%(default)g)"

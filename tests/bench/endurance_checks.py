@@ -60,10 +60,6 @@ class Finding(NamedTuple):
         return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
 
 
-NGINX_CHUNK_KIB = 1.0
-"""What nginx's script engine may keep of each chunk it has seen, until the stream is over."""
-
-
 class Memory(NamedTuple):
     """Bytes resident, pages that processes share counted for each."""
 
@@ -81,13 +77,12 @@ def streams(running: Running, count: int, chunks: int) -> list[Finding]:
             answers = pool.submit(sample, running.endpoint, list(map(str, asked)))
             peak = _peak(members, answers)
         report, limits = answers.result().report, running.limits
-    nginx_kib = None if limits.nginx_kib is None else limits.nginx_kib + chunks * NGINX_CHUNK_KIB
     return [
         *_answered(f"streams of {chunks} chunks answered whole", report.completed, count, report.different),
         Finding("of them open at the same time", _stats(running)["most_streaming"], "", count, count),
         Finding("first byte, slowest of a hundred", report.first_byte_p99_ms, "ms"),
         Finding("core, memory per stream", (peak.core - before.core) / count / KIB, "KiB", most=limits.core_kib),
-        Finding("nginx, memory per stream", (peak.nginx - before.nginx) / count / KIB, "KiB", most=nginx_kib),
+        Finding("nginx, memory per stream", (peak.nginx - before.nginx) / count / KIB, "KiB", most=limits.nginx_kib),
     ]
 
 
