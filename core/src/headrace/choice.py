@@ -29,6 +29,7 @@ logger = logging.getLogger("headrace.delivery")
 HANDOVERS = 4
 """How often one request may be handed over: nginx follows ten redirects, and each try takes two."""
 NOTHING_NEEDS_IT = "nothing needs the reply's bytes"
+_MORE = (wire.MORE, b"1")
 NO_FRONT = "the request did not come through our nginx"
 UNPROVEN = "nginx has not sent a report yet"
 
@@ -128,6 +129,8 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
             return f"nginx does not add the header {name.decode('latin-1')!r} to answers"
     watch = b"hide" if request.hides_usage else b"usage" if exchange.wants_usage else b"end" * exchange.streaming
     told: Headers = [*way.told, *sent, *exchange.response_headers]
+    if exchange.response_headers or len(exchange.attempts) > 1:  # nginx still knows what was told at the last try
+        told.append(_MORE)
     if watch:
         told.append((wire.WATCH, watch))
     if request.edits:
@@ -186,7 +189,7 @@ def _named(headers: Mapping[str, str], front: Front) -> Headers | str:
         if name == "authorization":
             told.append((wire.AUTHORIZATION, header_text(value).encode()))
         elif name in front.request_headers or name in wire.FORWARDED:
-            told.append((wire.REQUEST_HEADER + name.encode(), header_text(value).encode()))
+            told += [(wire.REQUEST_HEADER + name.encode(), header_text(value).encode()), _MORE]
         elif (name, value) != ("accept-encoding", "identity"):
             return f"nginx does not send the header {title!r}"
     return told

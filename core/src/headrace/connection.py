@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from .cycle import Cycle
 from .errors import InvalidRequest, PayloadTooLarge, RequestTimeout
 from .exchange import Headers
 
@@ -52,7 +53,7 @@ class Connection:
             ClientLeft: the client closed the connection.
         """
         wire = self.scope.get("headrace.wire")
-        if wire is None or wire.expects_body:
+        if wire is None or wire.more_body:
             self._check_declared(limit)
             message = await self._next_message(timeout)
         else:
@@ -125,7 +126,7 @@ class Connection:
             self._watch.cancel()
             self._watch = None
         elif (wire := self.scope.get("headrace.wire")) is not None:
-            wire.unwatch(self._departed)
+            wire.unwatch()
 
     async def _wait_for_departure(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -140,8 +141,9 @@ class Connection:
     async def hand_over(self, headers: Headers) -> None:
         """Answer nginx instead of the client: it goes on with the request, and nothing counts as sent."""
         self.unwatch()
-        wire = self.scope.get("headrace.wire")
-        if wire is not None and getattr(self._send, "__self__", None) is wire.cycle:  # nobody has wrapped it
+        wire: Cycle | None = self.scope.get("headrace.wire")
+        if wire is not None and getattr(self._send, "__self__", None) is wire:  # nobody has wrapped it
+            assert isinstance(wire, Cycle)
             wire.answer(headers)
         else:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})

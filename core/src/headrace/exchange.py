@@ -159,7 +159,10 @@ class Reply:
 
 
 class Attempt:
-    """One try at one target. `exchange.attempts` holds them in order; `number` counts from 1."""
+    """One try at one target. `exchange.attempts` holds them in order; `number` counts from 1.
+
+    `exchange` and `request` are there until `on_complete` has been called everywhere.
+    """
 
     __slots__ = ("built", "exchange", "handed_over", "number", "provider", "reporting", "request", "started", "target")
 
@@ -176,6 +179,12 @@ class Attempt:
         self.started = time.perf_counter()
         self.reporting: asyncio.Task[None] | None = None
         """Tells the plugins how this try ended, from its end on."""
+
+    def let_go(self) -> None:
+        """All is over. An exchange holds its attempts: were it held by them, its memory would wait for the garbage
+        collector."""
+        self.request = None
+        del self.exchange
 
 
 class Outcome(msgspec.Struct, kw_only=True):

@@ -42,6 +42,8 @@ REPORT = b"x-headrace-report"
 """Asks for a report of an answer that nginx does not deliver, to see that its reports arrive."""
 WATCH = b"x-headrace-watch"
 """What the reply is watched for: `usage`, `hide` (usage the client did not ask for), or `end` alone."""
+MORE = b"x-headrace-more"
+"""Says that headers of the next kind are given, or such as are added to the answer: else nginx looks for none."""
 REQUEST_HEADER = b"x-headrace-send-"
 """Begins the name of a header that is sent to the backend."""
 

@@ -249,6 +249,8 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
         elif gateway.hooks.tells_of_attempts:
             await tell(attempt, gateway, outcome_of(exchange, connection))
     await gateway.hooks.on_complete(exchange, outcome)
+    for attempt in exchange.attempts:
+        attempt.let_go()
 
 
 def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:

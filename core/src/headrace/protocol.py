@@ -1,23 +1,36 @@
-"""uvicorn's HTTP protocol with a limit on request heads and our words for malformed requests."""
+"""HTTP/1.1 of the core: httptools reads, uvicorn's server runs it, and what is malformed is answered in our words.
+
+Under nginx every request pays for each step here, so a connection does little more than parse: see `cycle.py` for the
+requests over it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
-import sys
-from collections.abc import Callable
+import urllib.parse
+from collections import deque
+from functools import lru_cache
 from http import HTTPStatus
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvicorn
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
 
+from .cycle import Cycle
 from .errors import GatewayError, HeadersTooLarge, InvalidRequest, MethodNotAllowed, envelope
 from .exchange import Headers
 
-_UNSENDABLE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)")
+WAITING = 8
+"""Requests that may wait behind one that is being answered: then the client has to."""
+URLS_KEPT, URL_KEPT_BYTES = 1024, 256
 _REQUEST_LINE = re.compile(rb"[A-Z][A-Z_-]* \S")
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(asyncio.Protocol):
     """One client connection. A head that is too large or malformed is answered in the envelope, and that is its end."""
 
     max_header_bytes = 32_768
@@ -27,61 +40,95 @@ class Protocol(HttpToolsProtocol):
     _data = b""
     """What is being parsed."""
     _in_body = False
-    _size = 0
-    """Bytes of the headers' names and values so far."""
-    _hosts = 0
-    """How many of them are called Host."""
     _refusal: GatewayError | None = None
+    _paused = False
+    _idle_since: float | None = None
+    """When the last answer was complete; None while there is a request."""
+    _idle_timer: asyncio.TimerHandle | None = None
 
-    _on_lost: Callable[[], None] | None = None
-    _lost = False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._lost = True
-        if self._on_lost is not None:
-            self._on_lost()
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """What uvicorn's server gives to each connection."""
+        self.loop = _loop or asyncio.get_running_loop()
+        self.write_paused = False
+        """Whether the client has much to read before more is sent: `writable` tells when it has."""
+        self.writable = asyncio.Event()
+        self._app = config.loaded_app
+        self._server = server_state
+        self._app_state = app_state
+        self._keep_alive_seconds = config.timeout_keep_alive
+        self._waiting: deque[tuple[Cycle, Any]] = deque()
+        self._cycle: Cycle | None = None
+        """The request that is being answered."""
+        self._last: Cycle | None = None
+        """The request that is being read, or was last."""
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # what follows the last request is ignored
 
     @property
-    def expects_body(self) -> bool:
-        """Whether the current request's body is not here yet."""
-        return self.cycle.more_body
+    def default_headers(self) -> Headers:
+        return self._server.default_headers
 
-    def unwatch(self, on_lost: Callable[[], None]) -> None:
-        """Who gave this need not know any more; the next request over the connection may have given its own."""
-        if self._on_lost == on_lost:
-            self._on_lost = None
+    # --- the connection -------------------------------------------------------------------------------------------
 
-    def watch(self, on_lost: Callable[[], None]) -> None:
-        """Call this once the client has left."""
-        self._on_lost = on_lost
-        self.flow.resume_reading()  # it is paused behind a large body, and would not see the end
-        if self._lost:
-            on_lost()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self._client, self._address = get_remote_addr(self.transport), get_local_addr(self.transport)
+        self._server.connections.add(cast(Any, self))
 
-    def answer(self, headers: Headers) -> None:
-        """Answer the current request with these headers and no body: what its cycle would do, in one step.
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self.resume_writing()
+        for cycle in (self._cycle, *(cycle for cycle, _ in self._waiting)):
+            if cycle is not None:
+                cycle.lose()
+        self._waiting.clear()
+        self._cycle = self._last = self._parser = None  # they point at us: the garbage collector has nothing to find
 
-        Raises:
-            RuntimeError: a header has a control character in it.
-        """
-        cycle = self.cycle
-        if cycle.disconnected:
-            return
-        head = b"\r\n".join([b"HTTP/1.1 200 OK", *(b"%b: %b" % header for header in headers), b"", b""])
-        if head.count(b"\n") != len(headers) + 2 or _UNSENDABLE.search(head):
-            raise RuntimeError("Invalid HTTP header value.")
-        cycle.response_started = cycle.response_complete = True
-        self.transport.write(head)
-        cycle.message_event.set()
-        if not cycle.keep_alive:
+    def shutdown(self) -> None:
+        """uvicorn's server stops: what is being answered is answered."""
+        if self._cycle is None or self._cycle.complete:
             self.transport.close()
-        cycle.on_response()
+        else:
+            self._cycle.close_after()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        self.writable.set()
+
+    def pause_reading(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused and len(self._waiting) < WAITING:
+            self._paused = False
+            self.transport.resume_reading()
+
+    # --- what httptools reads -------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        self._idle_since = None
         in_head = self._head_bytes
         self._data = data
-        super().data_received(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # there is nothing to upgrade to: the request is answered as it is
+        except httptools.HttpParserError as error:
+            self._refuse(self._refusal or _malformed(error, data))
         self._data = b""
         if in_head and self._head_bytes:  # the parser keeps what is incomplete, without a limit of its own
             self._head_bytes = in_head + len(data)
@@ -89,41 +136,108 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(self._too_large())
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["headrace.wire"] = self  # type: ignore[typeddict-unknown-key]
+        self._url = b""
+        self._headers: Headers = []
         self._head_bytes = 1
         self._in_body = False
-        self._size = self._hosts = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """What uvicorn does, and counts. It is called for every header of every request."""
-        if self._in_body:  # a trailer is no header: RFC 9110, 6.5.1
-            return
-        name = name.lower()
-        self.headers.append((name, value))
-        self._size += len(name) + len(value)
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
+        """Called for every header of every request; what can be done for all at once is done below."""
+        if not self._in_body:  # a trailer is no header: RFC 9110, 6.5.1
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0
         self._in_body = True
-        if len(self.url) + self._size > self.max_header_bytes:
+        version = self._parser.get_http_version()
+        expects_continue = self._check_head(version)
+        url = self._url
+        path, raw_path, query = _split(url) if len(url) > URL_KEPT_BYTES else _split_again(url)
+        method = self._parser.get_method().decode("ascii")
+        keep_alive = version != "1.0" and self._parser.should_keep_alive()
+        cycle = Cycle(self, keep_alive=keep_alive, expects_continue=expects_continue, head_only=method == "HEAD")
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self._address,
+            "client": self._client,
+            "scheme": "http",
+            "method": method,
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._headers,
+            "state": self._app_state.copy(),
+            "headrace.wire": cycle,
+        }
+        self._last = cycle
+        if self._cycle is None or self._cycle.complete:
+            self._start(cycle, scope)
+        else:
+            self.pause_reading()
+            self._waiting.append((cycle, scope))
+
+    def _check_head(self, version: str) -> bool:
+        """Whether the client waits for `100 Continue`. Raises GatewayError for a head that cannot be accepted."""
+        names = [name for name, _ in self._headers]
+        size = len(self._url) + sum(map(len, names)) + sum([len(value) for _, value in self._headers])
+        if size > self.max_header_bytes:
             self._refusal = self._too_large()
-            raise self._refusal
-        if self._hosts != 1 and self.parser.get_http_version() == "1.1":
+        elif names.count(b"host") != 1 and version == "1.1":
             self._refusal = InvalidRequest("The request needs one Host header.", code="invalid_http")
+        if self._refusal is not None:
             raise self._refusal
-        super().on_headers_complete()
+        return b"expect" in names and (b"expect", b"100-continue") in [(n, value.lower()) for n, value in self._headers]
+
+    def on_body(self, body: bytes) -> None:
+        assert self._last is not None
+        self._last.feed(body)
+
+    def on_message_complete(self) -> None:
+        assert self._last is not None
+        self._last.end_of_body()
+
+    # --- requests, one after the other ----------------------------------------------------------------------------
+
+    def _start(self, cycle: Cycle, scope: Any) -> None:
+        self._cycle = cycle
+        tasks = self._server.tasks
+        task = self.loop.create_task(cycle.run(self._app, scope))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def on_answered(self) -> None:
+        """The answer is complete: the next request, if it is here, or a pause of limited length."""
+        self._server.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if self._waiting:
+            self._start(*self._waiting.popleft())
+        self.resume_reading()
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self._keep_alive_seconds, self._look_whether_idle)
+
+    def _look_whether_idle(self) -> None:
+        """One timer for all pauses of a connection, not one for each."""
+        self._idle_timer = None
+        if self._idle_since is None or self._cycle is None or not self._cycle.complete:
+            return
+        left = self._idle_since + self._keep_alive_seconds - self.loop.time()
+        if left > 0:
+            self._idle_timer = self.loop.call_later(left, self._look_whether_idle)
+        else:
+            self.transport.close()
+
+    # --- refusals -------------------------------------------------------------------------------------------------
 
     def _too_large(self) -> GatewayError:
         return HeadersTooLarge(f"The request's head is larger than {self.max_header_bytes} bytes.")
-
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when its parser, or one of the callbacks above, refuses."""
-        self._refuse(self._refusal or _malformed(sys.exc_info()[1], self._data))
 
     def _refuse(self, error: GatewayError) -> None:
         body = envelope(error)
@@ -141,7 +255,17 @@ def protocol_for(max_header_bytes: int) -> type[Protocol]:
     return type("Protocol", (Protocol,), {"max_header_bytes": max_header_bytes})
 
 
-def _malformed(cause: BaseException | None, data: bytes) -> GatewayError:
+def _split(url: bytes) -> tuple[str, bytes, bytes]:
+    """The path as text, the path as it came, and the query."""
+    parsed = httptools.parse_url(url)
+    raw_path = parsed.path
+    return urllib.parse.unquote(raw_path.decode("ascii")), raw_path, parsed.query or b""
+
+
+_split_again = lru_cache(maxsize=URLS_KEPT)(_split)
+
+
+def _malformed(cause: BaseException, data: bytes) -> GatewayError:
     """What the parser could not read, for the caller."""
     if isinstance(cause, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE.match(data):
         return MethodNotAllowed("This method is not known here.", headers={"Allow": "GET, HEAD, POST, OPTIONS"})

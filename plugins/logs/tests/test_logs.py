@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import pytest
 
 from headrace.dialects import OPENAI_ENDPOINTS
@@ -20,7 +21,7 @@ from headrace.errors import ConfigError, PluginError, RateLimited
 from headrace.exchange import Exchange, Outcome, Principal
 from headrace.gateway import Gateway
 from headrace.settings import parse
-from headrace_logs.fields import level_of, request_fields
+from headrace_logs.fields import level_of, request_line
 from headrace_logs.redaction import REDACTED, Redactor
 
 if TYPE_CHECKING:
@@ -288,22 +289,27 @@ def exchange(**principal: Any) -> Exchange:
     return made
 
 
+def fields_of(made: Exchange, outcome: Outcome) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(request_line(made, outcome, Redactor(), "now", "info"))
+    return fields
+
+
 def test_the_principal_is_named_as_the_operator_named_it() -> None:
     made = exchange(id="k3m9x2p7", name="ada@example.org", team="maths")
-    fields = request_fields(made, Outcome(status=200, completed=True), Redactor())
+    fields = fields_of(made, Outcome(status=200, completed=True))
     assert (fields["user.id"], fields["user.name"], fields["team"]) == ("k3m9x2p7", "ada@example.org", "maths")
     assert fields["gen_ai.operation.name"] == "text_completion"
 
 
 def test_fields_that_do_not_apply_are_left_out() -> None:
-    fields = request_fields(exchange(), Outcome(status=401, completed=False), Redactor())
+    fields = fields_of(exchange(), Outcome(status=401, completed=False))
     assert None not in fields.values()
     assert not [name for name in fields if name.startswith(("user.", "error.", "gen_ai.usage"))]
 
 
 def test_a_long_detail_is_cut() -> None:
     error = RateLimited("m", detail="x" * 100_000)
-    fields = request_fields(exchange(), Outcome(status=429, completed=False, error=error), Redactor())
+    fields = fields_of(exchange(), Outcome(status=429, completed=False, error=error))
     assert len(fields["error.detail"]) < 2100
 
 

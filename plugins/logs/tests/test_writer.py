@@ -64,7 +64,7 @@ def test_every_line_is_there_in_order_after_stop(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     made = running(FileSink(path))
     for number in range(5000):
-        made.write(f"line {number}")
+        made.write_text(f"line {number}")
     made.stop()
     assert path.read_text().splitlines() == [f"line {number}" for number in range(5000)]
 
@@ -75,7 +75,7 @@ def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
 
     def write() -> None:
         for _ in range(500):
-            made.write("x" * 500)
+            made.write_text("x" * 500)
 
     threads = [threading.Thread(target=write) for _ in range(4)]
     for thread in threads:
@@ -89,10 +89,10 @@ def test_lines_of_several_threads_stay_whole(tmp_path: Path) -> None:
 def test_a_slow_reader_does_not_hold_up_the_writing_side() -> None:
     gate = Gate()
     made = running(gate)
-    made.write("first")
+    made.write_text("first")
     assert gate.waiting.wait(20)
     for number in range(100):
-        made.write(f"line {number}")  # returns at once: the sink is still stuck in its first write
+        made.write_text(f"line {number}")  # returns at once: the sink is still stuck in its first write
     assert not gate.data
     gate.open.set()
     made.stop()
@@ -102,10 +102,10 @@ def test_a_slow_reader_does_not_hold_up_the_writing_side() -> None:
 def test_lines_beyond_the_limit_are_dropped_and_counted() -> None:
     gate = Gate()
     made = running(gate, limit=100)
-    made.write("first")
+    made.write_text("first")
     assert gate.waiting.wait(20)
     for _ in range(25):
-        made.write("123456789")  # ten bytes with its line feed
+        made.write_text("123456789")  # ten bytes with its line feed
     gate.open.set()
     made.stop()
     *kept, own = gate.lines
@@ -116,9 +116,9 @@ def test_lines_beyond_the_limit_are_dropped_and_counted() -> None:
 def test_a_line_written_after_the_stop_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     made = running(FileSink(path))
-    made.write("before")
+    made.write_text("before")
     made.stop()
-    made.write("after")
+    made.write_text("after")
     assert path.read_text() == "before\nafter\n"
 
 
@@ -126,7 +126,7 @@ def test_stopping_does_not_wait_for_ever_for_a_stuck_reader(monkeypatch: pytest.
     monkeypatch.setattr(writer, "STOP_SECONDS", 0.1)
     gate = Gate()
     made = running(gate)
-    made.write("first")
+    made.write_text("first")
     assert gate.waiting.wait(20)
     started = time.monotonic()
     made.stop()
@@ -137,10 +137,10 @@ def test_stopping_does_not_wait_for_ever_for_a_stuck_reader(monkeypatch: pytest.
 def test_a_moved_file_is_opened_anew(tmp_path: Path) -> None:
     path, old = tmp_path / "x.log", tmp_path / "x.log.1"
     made = running(FileSink(path))
-    made.write("one")
+    made.write_text("one")
     until(lambda: path.read_text() == "one\n")
     path.rename(old)
-    made.write("two")
+    made.write_text("two")
     made.stop()
     assert old.read_text() == "one\n"
     assert path.read_text() == "two\n"
@@ -149,11 +149,11 @@ def test_a_moved_file_is_opened_anew(tmp_path: Path) -> None:
 def test_a_replaced_file_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     made = running(FileSink(path))
-    made.write("one")
+    made.write_text("one")
     until(lambda: path.read_text() == "one\n")
     path.rename(tmp_path / "x.log.1")
     path.write_text("made by logrotate\n")
-    made.write("two")
+    made.write_text("two")
     made.stop()
     assert path.read_text() == "made by logrotate\ntwo\n"
 
@@ -161,11 +161,11 @@ def test_a_replaced_file_is_opened_anew(tmp_path: Path) -> None:
 def test_a_removed_file_and_folder_are_made_again(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "x.log"
     made = running(FileSink(path))
-    made.write("one")
+    made.write_text("one")
     until(lambda: path.read_text() == "one\n")
     path.unlink()
     path.parent.rmdir()
-    made.write("two")
+    made.write_text("two")
     made.stop()
     assert path.read_text() == "two\n"
 
@@ -173,10 +173,10 @@ def test_a_removed_file_and_folder_are_made_again(tmp_path: Path) -> None:
 def test_a_truncated_file_is_written_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     made = running(FileSink(path))
-    made.write("one")
+    made.write_text("one")
     until(lambda: path.read_text() == "one\n")
     os.truncate(path, 0)  # logrotate's copytruncate
-    made.write("two")
+    made.write_text("two")
     made.stop()
     assert path.read_text() == "two\n"
 
@@ -193,12 +193,12 @@ def test_a_full_disk_is_said_once_and_survived(tmp_path: Path, capfd: pytest.Cap
     made = running(FileSink(path))
     for number in range(3):
         before = made._lost
-        made.write(f"line {number}")
+        made.write_text(f"line {number}")
         until(partial(lost_more_than, made, before))
     said = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [(each["file"], "No space left" in each["reason"]) for each in said] == [(str(path), True)]
     path.unlink()
-    made.write("there is room again")
+    made.write_text("there is room again")
     made.stop()
     own, line = path.read_text().splitlines()
     assert json.loads(own)["lost"] == 3

@@ -6,12 +6,12 @@ https://github.com/open-telemetry/semantic-conventions-genai: gen_ai); where it 
 
 from __future__ import annotations
 
-import functools
 import logging
-from typing import Any
+
+import msgspec
 
 from headrace.errors import GatewayError
-from headrace.exchange import Exchange, Outcome, Principal, Usage
+from headrace.exchange import Exchange, Outcome
 
 from .redaction import Redactor
 
@@ -31,79 +31,128 @@ def level_of(outcome: Outcome) -> int:
     return logging.INFO if outcome.completed else logging.ERROR
 
 
-def request_fields(exchange: Exchange, outcome: Outcome, redactor: Redactor, *, bodies: bool = False) -> dict[str, Any]:
-    """Everything known about a request; fields that do not apply to it are left out.
+class RequestLine(
+    msgspec.Struct,
+    kw_only=True,
+    omit_defaults=True,
+    rename={
+        "status": "http.response.status_code",
+        "ttft_seconds": "gen_ai.response.time_to_first_chunk",
+        "method": "http.request.method",
+        "path": "url.path",
+        "operation": "gen_ai.operation.name",
+        "client": "client.address",
+        "user": "user.id",
+        "user_name": "user.name",
+        "model": "gen_ai.request.model",
+        "stream": "gen_ai.request.stream",
+        "provider": "gen_ai.provider.name",
+        "bytes_sent": "http.response.body.size",
+        "input_tokens": "gen_ai.usage.input_tokens",
+        "output_tokens": "gen_ai.usage.output_tokens",
+        "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
+        "error_type": "error.type",
+        "error_code": "error.code",
+        "error_message": "error.message",
+        "error_detail": "error.detail",
+        "error_evidence": "error.evidence",
+    },
+):
+    """Everything known about a request; what does not apply to it is left out."""
 
-    With `bodies` also what a backend said about its failure, which may repeat what it was asked.
-    """
-    fields: dict[str, Any] = {
-        "request_id": redactor.text(exchange.id),
-        "http.response.status_code": outcome.status,
-        "completed": outcome.completed,
-        "aborted": outcome.aborted,
-        "duration_seconds": round(outcome.duration_seconds, 6),
-    }
-    if outcome.ttft_seconds is not None:
-        fields["gen_ai.response.time_to_first_chunk"] = round(outcome.ttft_seconds, 6)
-    peek = exchange.peek
-    fields |= _asked(exchange.method, exchange.path, exchange.endpoint.name)
-    fields["client.address"] = exchange.client
-    if exchange.principal is not None:
-        fields.update(_principal(exchange.principal, redactor))
-    if peek is not None:
-        fields["gen_ai.request.model"] = redactor.known(peek.model)
-        fields["gen_ai.request.stream"] = exchange.streaming
-    if outcome.target is not None:
-        fields["target"] = outcome.target
-    if exchange.attempts:
-        fields["gen_ai.provider.name"] = exchange.attempts[-1].target.provider
-    fields["attempts"] = outcome.attempts
-    if outcome.delivery_reason:  # empty: it was refused before a delivery was chosen
-        fields["delivery"] = outcome.delivery
-        fields["delivery_reason"] = outcome.delivery_reason
-    fields["http.response.body.size"] = outcome.bytes_sent
-    if outcome.usage is not None:
-        fields.update(_usage(outcome.usage))
+    timestamp: str
+    level: str
+    event: str
+    worker: int | None = None
+    request_id: str
+    status: int
+    completed: bool
+    aborted: bool
+    duration_seconds: float
+    ttft_seconds: float | None = None
+    method: str
+    path: str
+    operation: str
+    client: str
+    user: str | None = None
+    user_name: str | None = None
+    team: str | None = None
+    model: str | None = None
+    stream: bool | None = None
+    target: str | None = None
+    provider: str | None = None
+    attempts: int
+    delivery: str | None = None
+    delivery_reason: str | None = None
+    bytes_sent: int
+    usage_estimated: bool = False
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    error_type: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    error_detail: str | None = None
+    error_evidence: str | None = None
+    request_body: str | None = None
+    response_text: str | None = None
+
+
+def request_line(
+    exchange: Exchange, outcome: Outcome, redactor: Redactor, timestamp: str, level: str, worker: int | None = None
+) -> RequestLine:
+    """The line of one request. Called for every one of them: what needs more than a look is done below."""
+    peek, name, delivery = exchange.peek, exchange.endpoint.name, outcome.delivery_reason
+    line = RequestLine(
+        timestamp=timestamp,
+        level=level,
+        event="request",
+        worker=worker,
+        request_id=redactor.text(exchange.id),
+        status=outcome.status,
+        completed=outcome.completed,
+        aborted=outcome.aborted,
+        duration_seconds=round(outcome.duration_seconds, 6),
+        ttft_seconds=outcome.ttft_seconds and round(outcome.ttft_seconds, 6),
+        method=exchange.method,
+        path=exchange.path,
+        operation=OPERATIONS.get(name, name),
+        client=exchange.client,
+        model=redactor.known(peek.model) if peek else None,
+        stream=exchange.streaming if peek else None,
+        target=outcome.target,
+        provider=exchange.attempts[-1].target.provider if exchange.attempts else None,
+        attempts=outcome.attempts,
+        delivery=outcome.delivery if delivery else None,  # else it was refused before one was chosen
+        delivery_reason=delivery or None,
+        bytes_sent=outcome.bytes_sent,
+    )
+    _add_caller(line, exchange, redactor)
+    _add_usage(line, outcome)
     if outcome.error is not None:
-        fields.update(_error(outcome.error, redactor, bodies))
-    return fields
+        _add_error(line, outcome.error, redactor)
+    return line
 
 
-@functools.lru_cache(maxsize=64)
-def _asked(method: str, path: str, endpoint: str) -> dict[str, str]:
-    """What requests to an endpoint have in common."""
-    return {
-        "http.request.method": method,
-        "url.path": path,
-        "gen_ai.operation.name": OPERATIONS.get(endpoint, endpoint),
-    }
+def _add_caller(line: RequestLine, exchange: Exchange, redactor: Redactor) -> None:
+    principal = exchange.principal
+    if principal is not None:
+        line.user = redactor.known_secrets(principal.id)
+        line.user_name = redactor.known_secrets(principal.name) if principal.name else None
+        line.team = redactor.known_secrets(principal.team) if principal.team else None
 
 
-def _principal(principal: Principal, redactor: Redactor) -> dict[str, str]:
-    fields = {"user.id": redactor.known_secrets(principal.id)}
-    if principal.name:
-        fields["user.name"] = redactor.known_secrets(principal.name)
-    if principal.team:
-        fields["team"] = redactor.known_secrets(principal.team)
-    return fields
+def _add_usage(line: RequestLine, outcome: Outcome) -> None:
+    usage = outcome.usage
+    if usage is not None:
+        line.usage_estimated = usage.estimated
+        line.input_tokens = usage.prompt_tokens
+        line.output_tokens = usage.completion_tokens
+        line.cached_tokens = usage.cached_tokens
 
 
-def _usage(usage: Usage) -> dict[str, int | bool]:
-    return {
-        **({"usage_estimated": True} if usage.estimated else {}),
-        "gen_ai.usage.input_tokens": usage.prompt_tokens,
-        "gen_ai.usage.output_tokens": usage.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-    }
-
-
-def _error(error: GatewayError, redactor: Redactor, evidence: bool) -> dict[str, str]:
-    fields = {"error.type": error.type}
-    if error.code is not None:
-        fields["error.code"] = str(error.code)
-    fields["error.message"] = redactor.prefix(error.message, TEXT_LIMIT)
-    if error.detail:
-        fields["error.detail"] = redactor.prefix(error.detail, TEXT_LIMIT)
-    if evidence and error.evidence:
-        fields["error.evidence"] = redactor.prefix(error.evidence, TEXT_LIMIT)
-    return fields
+def _add_error(line: RequestLine, error: GatewayError, redactor: Redactor) -> None:
+    line.error_type = error.type
+    line.error_code = str(error.code) if error.code is not None else None
+    line.error_message = redactor.prefix(error.message, TEXT_LIMIT)
+    line.error_detail = redactor.prefix(error.detail, TEXT_LIMIT) if error.detail else None

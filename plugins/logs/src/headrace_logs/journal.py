@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from headrace.errors import PluginError
 
 from . import STATE
 from .bodies import request_text
-from .fields import level_of, request_fields
+from .fields import TEXT_LIMIT, RequestLine, level_of, request_line
 from .redaction import Redactor
-from .rendering import Clock, Fields, renderer, stderr_is_terminal
+from .rendering import Clock, Fields, encode, renderer, stderr_is_terminal
 from .writer import FileSink, Sink, StderrSink, Writer
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Journal:
     def __init__(self, config: LogsConfig, state_dir: Path, worker: int | None = None) -> None:
         """`worker`: which of several core processes this is."""
         self._config = config
-        self._own: dict[str, int] = {} if worker is None else {"worker": worker}
+        self._worker = worker
         self._level: int = getattr(logging, config.level.upper())
         self._redactor = Redactor(config.redact)
         self._render = renderer(config.format, colours=config.path is None and stderr_is_terminal())
@@ -60,20 +61,24 @@ class Journal:
         level = level_of(outcome)
         if level < self._level:
             return
-        fields: Fields = {"timestamp": self._clock.now(), "level": LEVELS[level], "event": "request"}
-        fields.update(self._own)
-        fields.update(request_fields(exchange, outcome, self._redactor, bodies=self._config.bodies))
+        name = LEVELS[level]
+        line = request_line(exchange, outcome, self._redactor, self._clock.now(), name, self._worker)
         if self._config.bodies:
-            fields.update(self._bodies(exchange))
-        self._writer.write(self._render(None, LEVELS[level], fields))
+            self._add_bodies(line, exchange, outcome)
+        if self._config.format == "json":
+            self._writer.write(encode(line))
+        else:
+            self._writer.write_text(self._render(None, name, msgspec.to_builtins(line)))
 
-    def _bodies(self, exchange: Exchange) -> dict[str, str]:
+    def _add_bodies(self, line: RequestLine, exchange: Exchange, outcome: Outcome) -> None:
+        """What was asked and answered, and what a backend said about its failure, which may repeat it."""
         limit = self._config.max_body_bytes
-        fields = {"request_body": request_text(exchange.body, self._redactor, limit)}
+        line.request_body = request_text(exchange.body, self._redactor, limit)
         tap = exchange.state.get(STATE)
         if tap is not None:
-            fields["response_text"] = self._redactor.prefix(tap.text(), limit)
-        return fields
+            line.response_text = self._redactor.prefix(tap.text(), limit)
+        if outcome.error is not None and outcome.error.evidence:
+            line.error_evidence = self._redactor.prefix(outcome.error.evidence, TEXT_LIMIT)
 
     @contextlib.contextmanager
     def _adopted(self) -> Iterator[None]:
@@ -138,6 +143,6 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(self.format(record))
+            self._writer.write_text(self.format(record))
         except Exception:
             self.handleError(record)

@@ -19,6 +19,7 @@ Render = Callable[[Any, str, Fields], str]
 _INVISIBLE = "\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
 """C1 controls, Unicode's line separators and its bidirectional overrides: JSON would let them pass."""
 _UNSAFE_IN_JSON = re.compile(f"[{_INVISIBLE}]")
+_JSON = msgspec.json.Encoder(enc_hook=str)
 _UNSAFE = re.compile(f"[\x00-\x1f{_INVISIBLE}\ud800-\udfff]")
 
 
@@ -46,13 +47,18 @@ def as_json(logger: Any, name: str, fields: Fields) -> str:
         ordered = fields
     else:
         ordered = {key: fields.pop(key) for key in ("timestamp", "level", "event") if key in fields} | dict(fields)
+    return encode(ordered).decode()
+
+
+def encode(line: Fields | msgspec.Struct) -> bytes:
+    """One JSON object, in the order of its fields."""
     try:
-        line = msgspec.json.encode(ordered, enc_hook=str).decode()
+        encoded = _JSON.encode(line)
     except (UnicodeEncodeError, OverflowError, TypeError, ValueError):  # half a surrogate pair, for instance
-        line = json.dumps(ordered, default=str)
-    if line.isascii() and "\x7f" not in line:
-        return line
-    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+        return json.dumps(msgspec.to_builtins(line) if isinstance(line, msgspec.Struct) else line, default=str).encode()
+    if encoded.isascii() and b"\x7f" not in encoded:
+        return encoded
+    return _UNSAFE_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded.decode()).encode()
 
 
 class _Console:

@@ -108,7 +108,8 @@ class Writer:
         self._sink = sink
         self._limit = limit
         self._notice = notice
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
         self._lines: list[bytes] = []
         self._size = 0
         self._dropped = 0
@@ -121,10 +122,14 @@ class Writer:
     def start(self) -> None:
         self._thread.start()
 
-    def write(self, line: str) -> None:
+    def write_text(self, line: str) -> None:
+        """`write`, of text that may not be valid Unicode."""
+        self.write(line.encode("utf-8", "backslashreplace"))
+
+    def write(self, line: bytes) -> None:
         """Hand over one line; never blocks on the sink, never raises for it."""
-        data = line.encode("utf-8", "backslashreplace") + b"\n"
-        with self._condition:
+        data = line + b"\n"
+        with self._lock:
             if self._stopped:  # a request that outlived the gateway's lifespan
                 self._put([data])
                 return

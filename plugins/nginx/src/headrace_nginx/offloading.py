@@ -24,7 +24,7 @@ HIDDEN = sorted(
     | {f"access-control-{name}" for name in ("allow-credentials", "allow-headers", "allow-methods", "allow-origin")}
     | {f"access-control-{name}" for name in ("expose-headers", "max-age", "request-headers", "request-method")}
     | {"access-control-allow-private-network", *(name for name in front.CARRIED if name.startswith("x-"))}
-    | {f"x-headrace-{name}" for name in ("authorization", "edits", "group", "host", "report", "uri", "watch")}
+    | {f"x-headrace-{name}" for name in ("authorization", "edits", "group", "host", "more", "report", "uri", "watch")}
 )
 """Headers of backends that are the gateway's own to say; nginx itself takes care of the hop-by-hop ones."""
 TRY_AGAIN = " ".join(map(str, (*range(300, 309), 401, 403, 407, 429, *range(500, 531), 598, 599)))
@@ -40,6 +40,12 @@ REPORT = (
 
 def _variable(header: str) -> str:
     return header.lower().replace("-", "_")
+
+
+_FORWARDED = {_variable(name): f"$http_{_variable(name)}" for name in front.FORWARDED} | {
+    "content_type": "$headrace_own_content_type"
+}
+"""The client's own headers that are sent on, and where nginx finds them."""
 
 
 def in_http(handover: Handover, layout: Layout) -> list[str]:
@@ -69,15 +75,12 @@ def in_http(handover: Handover, layout: Layout) -> list[str]:
 
 def _maps(handover: Handover) -> list[str]:
     """What is sent to a backend: the client's own, unless the core says otherwise."""
-    own = (name for name in front.FORWARDED if name != "content-type")
     return [
-        "map $headrace_send_content_type $headrace_sent_content_type "
-        '{ volatile; default $headrace_send_content_type; "" $headrace_content_type; }',
-        'map $content_type $headrace_content_type { volatile; default $content_type; "" application/json; }',
+        'map $content_type $headrace_own_content_type { volatile; default $content_type; "" application/json; }',
         *(
-            f"map $headrace_send_{_variable(name)} $headrace_sent_{_variable(name)} "
-            f'{{ volatile; default $headrace_send_{_variable(name)}; "" $http_{_variable(name)}; }}'
-            for name in own
+            f"map $upstream_http_x_headrace_send_{name} $headrace_told_{name} "
+            f'{{ volatile; default $upstream_http_x_headrace_send_{name}; "" {own}; }}'
+            for name, own in _FORWARDED.items()
         ),
         'map $headrace_host $headrace_host_name { volatile; default $headrace_host; "~^(?<headrace_name>.+):[0-9]+$" '
         "$headrace_name; }",
@@ -174,13 +177,20 @@ def _location(lane: Lane, ending: str, handover: Handover, config: NginxConfig, 
 def _told(handover: Handover, *, edited: bool, watched: bool) -> list[str]:
     """What the core says in the headers of its redirect: they are gone once the backend is asked."""
     names = ["group", "uri", "host", "authorization", *(["watch"] if watched else []), *(["edits"] if edited else [])]
-    sent = [f"send_{_variable(name)}" for name in (*front.FORWARDED, *handover.request_headers)]
+    more = [f"set $headrace_send_{name} $headrace_told_{name};" for name in _FORWARDED]
+    more += [
+        f"set $headrace_send_{name} $upstream_http_x_headrace_send_{name};"
+        for name in map(_variable, handover.request_headers)
+    ]
+    more += [
+        f"set $headrace_carried_{name} $upstream_http_{name};" for name in map(_variable, handover.response_headers)
+    ]
     return [
-        *(f"set $headrace_{name} $upstream_http_x_headrace_{name};" for name in (*names, *sent)),
-        *(
-            f"set $headrace_carried_{_variable(name)} $upstream_http_{_variable(name)};"
-            for name in handover.response_headers
-        ),
+        *(f"set $headrace_{name} $upstream_http_x_headrace_{name};" for name in names),
+        *(f"set $headrace_send_{name} {own};" for name, own in _FORWARDED.items()),
+        "if ($upstream_http_x_headrace_more) {",
+        *(f"    {line}" for line in more),
+        "}",
     ]
 
 
@@ -191,8 +201,10 @@ def _request_headers(handover: Handover) -> list[str]:
         ("Authorization", "$headrace_authorization"),
         ("X-Request-ID", "$headrace_request_id"),
         ("Accept-Encoding", "identity"),
-        *((name.title(), f"$headrace_sent_{_variable(name)}") for name in front.FORWARDED),
-        *((name.title(), f"$headrace_send_{_variable(name)}") for name in handover.request_headers),
+        *(
+            (name.title(), f"$headrace_send_{_variable(name)}")
+            for name in (*front.FORWARDED, *handover.request_headers)
+        ),
     ]
     return ["proxy_pass_request_headers off;", *(f"proxy_set_header {name} {value};" for name, value in given)]
 

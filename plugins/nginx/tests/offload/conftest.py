@@ -296,6 +296,7 @@ class Stage:
             "X-Headrace-Host": way.host,
         }
         headers |= {"X-Headrace-Uri": uri, **({"X-Headrace-Watch": watch} if watch else {}), **(more or {})}
+        headers |= {"X-Headrace-More": "1"} if more else {}
         if edits is not None:
             headers["X-Headrace-Edits"] = json.dumps(edits)
         return head({**headers, "Content-Length": "0"})
