@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the tests need beside Python: nginx with njs, a browser, node, curl and openssl. Debian's packages are installed
+# What the tests need beside Python: nginx with njs and its sources, a compiler, a browser, node, curl and openssl. Debian's packages are installed
 # where that is allowed; anywhere else one line says what is missing.
 set -eu
 
@@ -12,6 +12,11 @@ case ",${HEADRACE_TEST_SKIP:-}," in *,nginx,*) ;; *)
     PATH="$PATH:/usr/sbin:/usr/local/sbin" need nginx nginx
     if [ -f /etc/debian_version ] && ! ls /usr/lib/nginx/modules/ngx_http_js_module.so >/dev/null 2>&1; then
         missing="$missing libnginx-mod-http-js"
+    fi
+    need cc gcc
+    need make make
+    if [ -f /etc/debian_version ] && [ ! -d /usr/share/nginx/src ]; then
+        missing="$missing nginx-dev"
     fi ;;
 esac
 case ",${HEADRACE_TEST_SKIP:-}," in *,chromium,*) ;; *)

@@ -15,7 +15,12 @@ from .cli import count_of, raise_file_limit, say
 from .endurance_checks import Check, Finding, Limits, Running, core_cpu, memory, streams, table
 from .targets import Failed, Site, headrace_up, upstream
 
-TARGETS = {"headrace-offload": "offload", "headrace-inline": "inline"}
+TARGETS = {
+    "headrace-offload": ("offload", True),
+    "headrace-offload-script": ("offload", False),
+    "headrace-inline": ("inline", True),
+}
+"""The delivery, and whether nginx has our module."""
 CONNECTIONS = 8192
 """What nginx's one worker may have open; a stream takes two, one of them to the client."""
 CORE_KIB, CPU_PERCENT = 20.0, 20.0
@@ -53,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(job: Job, target: str, limits: Limits) -> list[Finding]:
     """One check against a target started for it. Raises Failed."""
-    delivery = TARGETS[target]
+    delivery, with_module = TARGETS[target]
     with (
         tempfile.TemporaryDirectory(prefix="hr-bench-", ignore_cleanup_errors=True) as folder,
         upstream(lasting_ms=job.lasting_ms) as port,
-        headrace_up(Site(Path(folder), port), delivery, connections=CONNECTIONS) as endpoint,
+        headrace_up(Site(Path(folder), port), delivery, with_module=with_module, connections=CONNECTIONS) as endpoint,
     ):
         return job.check(Running(endpoint, port, limits))
 
@@ -75,7 +80,7 @@ def _jobs(options: argparse.Namespace) -> Mapping[str, Job]:
 
 def _limits(options: argparse.Namespace) -> Limits:
     core_kib, cpu_percent = options.core_kib, options.cpu_percent
-    if TARGETS[options.target] == "offload":
+    if TARGETS[options.target][0] == "offload":
         core_kib = CORE_KIB if core_kib is None else core_kib
         cpu_percent = CPU_PERCENT if cpu_percent is None else cpu_percent
     return Limits(core_kib, options.nginx_kib, options.growth_mib, cpu_percent)

@@ -15,6 +15,33 @@ from .peers import PEERS, Peer
 from .targets import Endpoint, Failed, Site, Start, free_port, ready, running
 
 KEY = "sk-bench-1234"
+LITELLM_LOG = """\
+import json
+
+from litellm.integrations.custom_logger import CustomLogger
+
+FIELDS = "id model api_base status startTime completionStartTime endTime prompt_tokens completion_tokens".split()
+
+
+class RequestLog(CustomLogger):
+    def __init__(self):
+        super().__init__()
+        self.file = open("requests.log", "a", buffering=1)
+
+    def write(self, kwargs):
+        told = kwargs["standard_logging_object"]
+        key = told["metadata"].get("user_api_key_hash")
+        self.file.write(json.dumps({"key": key, **{name: told.get(name) for name in FIELDS}}) + "\\n")
+
+    async def async_log_success_event(self, kwargs, response, started, ended):
+        self.write(kwargs)
+
+    async def async_log_failure_event(self, kwargs, response, started, ended):
+        self.write(kwargs)
+
+
+log = RequestLog()
+"""
 
 
 @contextlib.contextmanager
@@ -44,10 +71,12 @@ def rust_router(peer: Peer, site: Site, *words: str) -> Iterator[Endpoint]:
 def litellm(peer: Peer, site: Site) -> Iterator[Endpoint]:
     """LiteLLM's proxy, asked for what Headrace does as well: it checks a key and logs a line per request.
 
-    The key is the master key, which needs no database; the line is that of its server's access log, which it writes
-    unless LITELLM_LOG is set to ERROR. Prices come from its own package, not from the network.
+    The key is the master key, which needs no database. The line tells who asked which model, when the answer came and
+    how many tokens it had, as ours does: LiteLLM gives that to callbacks, of which this is its documented kind. Prices
+    come from its own package, not from the network.
     """
     port = free_port()
+    (site.folder / "request_log.py").write_text(LITELLM_LOG)
     (site.folder / "litellm.yaml").write_text(f"""\
 model_list:
   - model_name: {answers.MODEL}
@@ -55,6 +84,8 @@ model_list:
       model: openai/{answers.MODEL}
       api_base: http://127.0.0.1:{site.upstream}/v1
       api_key: none
+litellm_settings:
+  callbacks: request_log.log
 general_settings:
   master_key: {KEY}
 """)

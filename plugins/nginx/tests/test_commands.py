@@ -37,7 +37,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
 
 def test_every_command_explains_itself() -> None:
-    assert sorted(nginx.commands) == ["check", "fetch", "reload", "render", "run"]
+    assert sorted(nginx.commands) == ["build", "check", "fetch", "reload", "render", "run"]
     for name in nginx.commands:
         assert nginx.commands[name].help
         assert CliRunner().invoke(nginx, [name, "--help"]).exit_code == 0

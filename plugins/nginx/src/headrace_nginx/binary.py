@@ -33,6 +33,8 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     """nginx's version."""
     njs: str | None = None
     """`builtin`, the path of the njs module to load, or None where there is none."""
+    watcher: str | None = None
+    """The path of our own module, which `headrace nginx build` has made; None where there is none."""
     user: str | None = None
     """`USER GROUP` for the workers; None leaves out the directive, which only root may use."""
 
@@ -100,6 +102,11 @@ def probe(path: Path) -> Nginx:
     return Nginx(path, Platform(version=(major, minor, patch), njs=_njs(path, text), user=_user()))
 
 
+def built_with(path: Path) -> str:
+    """The arguments this nginx was configured with. Raises NoNginx."""
+    return _run([str(path), "-V"], path).partition("configure arguments:")[2].strip()
+
+
 def _run(argv: list[str], path: Path) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS)
@@ -119,12 +126,12 @@ def _njs(path: Path, built_with: str) -> str | None:
     own = re.search(r"--modules-path=(\S+)", built_with)
     for directory in dict.fromkeys([*([own.group(1)] if own else ()), *MODULE_DIRS]):
         module = Path(directory) / NJS_MODULE
-        if module.is_file() and _loads(path, module):
+        if module.is_file() and loads(path, module):
             return str(module)
     return None
 
 
-def _loads(path: Path, module: Path) -> bool:
+def loads(path: Path, module: Path) -> bool:
     """Whether the module fits: one built for another nginx is refused when it is loaded."""
     with tempfile.TemporaryDirectory(prefix="headrace-nginx-") as folder:
         config = Path(folder) / "nginx.conf"

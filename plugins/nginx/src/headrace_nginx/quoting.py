@@ -48,6 +48,12 @@ def quoted_json(body: bytes) -> str:
     return f"'{text}'"
 
 
+def quoted_event(event: str) -> str:
+    """A server-sent event in single quotes, its blank line included. Raises ValueError as `quoted_json` does."""
+    text = event.rstrip("\n")
+    return quoted_json(text.encode()).removesuffix("'") + "\\n" * (len(event) - len(text)) + "'"
+
+
 def duration(seconds: float) -> str:
     """Seconds as nginx writes them: whole milliseconds, at least one (0 would mean something else)."""
     milliseconds = max(1, math.ceil(seconds * 1000))

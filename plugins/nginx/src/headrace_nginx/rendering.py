@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import limits, logs, offloading, proxying
@@ -45,7 +46,7 @@ def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: La
         *answer_maps(found),
         "",
         *proxying.upstream(layout, gateway.config.server.workers),
-        *(["", *offloading.in_http(handover, layout)] if handover is not None else []),
+        *(["", *offloading.in_http(handover, layout, platform)] if handover is not None else []),
         *_fragment(fragments, "http"),
         *_server(gateway, config, platform, layout, handover, found, fragments),
         *(_redirect_server(config, found) if config.redirect_port else ()),
@@ -103,6 +104,8 @@ def _main(config: NginxConfig, platform: Platform, layout: Layout, scripted: boo
         ]
     if (scripted or limits.needs_njs(config.throttle)) and platform.njs not in (None, "builtin"):
         lines += [f'load_module "{platform.njs}";']
+    if scripted and platform.watcher is not None:
+        lines += [f"load_module {quoted_path(Path(platform.watcher), 'module')};"]
     return [*lines, ""]
 
 
@@ -163,7 +166,7 @@ def _server(
         *_fragment(fragments, "server"),
         "",
         *block("location /", location),
-        *(offloading.locations(handover, gateway, config, layout) if handover is not None else []),
+        *(offloading.locations(handover, gateway, config, platform, layout) if handover is not None else []),
     ]
     return ["", *block("server", lines)]
 

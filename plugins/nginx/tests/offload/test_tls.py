@@ -29,7 +29,7 @@ def certified(folder: Path, *names: str, authority: Path | None = None) -> tuple
 
 @pytest.fixture(scope="module")
 def secured(
-    binary: str, staged: Callable[..., Any], http: Any, tmp_path_factory: pytest.TempPathFactory
+    binary: Any, staged: Callable[..., Any], http: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """A stage with backends over TLS, in `stage.servers` by name. All but `unchecked` and `public` trust one CA."""
     folder = tmp_path_factory.mktemp("tls")
