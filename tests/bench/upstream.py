@@ -1,9 +1,11 @@
 """A cheap upstream in a process of its own: `python -m bench.upstream --pace 10`.
 
 It speaks enough of the OpenAI API for any gateway: whole and streamed chat completions and the list of models. A
-stream has as many chunks as the request's `max_tokens` says, one every `--pace` milliseconds. `GET /stats` tells how
-many connections are open and how many streams are on their way, now and at most. With `--lasting` a stream takes that
-many milliseconds in all, however many chunks it has. It prints `READY PORT` and ends when its standard input does.
+stream has as many chunks as the request's `max_tokens` says, one every `--pace` milliseconds: like an engine that
+batches, which makes the next token of every sequence in one step, it sends those of all streams together. With
+`--lasting` a stream takes that many milliseconds in all, however many chunks it has, each on its own. `GET /stats`
+tells how many connections are open and how many streams are on their way, now and at most. It prints `READY PORT` and
+ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -67,10 +69,8 @@ class Streaming(NamedTuple):
     """A stream on its way."""
 
     chunks: list[bytes]
+    """Those to come, the next one last."""
     end: bytes
-    started: float
-    pace: float
-    """Seconds between two chunks."""
 
 
 class Pace(NamedTuple):
@@ -79,16 +79,40 @@ class Pace(NamedTuple):
     step: float
     lasting: float | None = None
 
-    def of(self, chunks: int) -> float:
-        return self.step if self.lasting is None else self.lasting / chunks
+
+class Engine:
+    """Steps for as long as there are streams; in each one every stream gets its next chunk."""
+
+    def __init__(self, step: float) -> None:
+        self._step = step
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[Connection, None] = {}
+        self._due = 0.0
+
+    def join(self, connection: Connection) -> None:
+        self._streams[connection] = None
+        if len(self._streams) == 1:
+            self._due = self._loop.time()
+            self._loop.call_soon(self._go)
+
+    def leave(self, connection: Connection) -> None:
+        self._streams.pop(connection, None)
+
+    def _go(self) -> None:
+        for connection in list(self._streams):
+            connection.step()
+        if self._streams:
+            self._due += self._step
+            self._loop.call_at(self._due, self._go)
 
 
 class Connection(asyncio.Protocol):
     """One client's connection; httptools calls the `on_…` methods."""
 
-    def __init__(self, pace: Pace, counters: Counters) -> None:
-        self._pace, self._counters = pace, counters
+    def __init__(self, pace: Pace, engine: Engine, counters: Counters) -> None:
+        self._pace, self._engine, self._counters = pace, engine, counters
         self._loop = asyncio.get_running_loop()
+        self._streaming: Streaming | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpRequestParser(self)
 
@@ -101,7 +125,9 @@ class Connection(asyncio.Protocol):
         self._counters.open -= 1
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        if self._streaming is not None:
+            self._streaming = None
+            self._engine.leave(self)
             self._counters.left_early += 1
             self._counters.streaming -= 1
 
@@ -139,23 +165,35 @@ class Connection(asyncio.Protocol):
         chunks = [_chunk(event) for event in answers.events(ask.tokens)]
         chunks.reverse()
         self._counters.stream_begins()
-        self._next(Streaming(chunks, end, self._loop.time(), self._pace.of(ask.tokens)), 1)
+        self._streaming = Streaming(chunks, end)
+        if self._pace.lasting is None:
+            self._engine.join(self)
+        else:
+            self._next(self._loop.time(), self._pace.lasting / ask.tokens, 1)
         return None
 
     def _whole(self, body: bytes) -> None:
         self._transport.write(self._head + JSON % len(body) + body)
         self._finish()
 
-    def _next(self, streaming: Streaming, number: int) -> None:
+    def step(self) -> None:
+        """Send the next chunk, or the end of the stream."""
+        assert self._streaming is not None
+        if self._streaming.chunks:
+            self._transport.write(self._streaming.chunks.pop())
+            return
+        end, self._streaming = self._streaming.end, None
+        self._engine.leave(self)
+        self._counters.streaming -= 1
+        self._transport.write(end)
+        self._finish()
+
+    def _next(self, started: float, pace: float, number: int) -> None:
         """One chunk now, the next when it is due; counted from the start, so that a late one delays no other."""
         self._timer = None
-        if not streaming.chunks:
-            self._counters.streaming -= 1
-            self._transport.write(streaming.end)
-            return self._finish()
-        self._transport.write(streaming.chunks.pop())
-        self._timer = self._loop.call_at(streaming.started + number * streaming.pace, self._next, streaming, number + 1)
-        return None
+        self.step()
+        if self._streaming is not None:
+            self._timer = self._loop.call_at(started + number * pace, self._next, started, pace, number + 1)
 
     def _finish(self) -> None:
         if self._head is KEEP_ALIVE[1]:
@@ -170,7 +208,8 @@ async def main(pace: Pace) -> None:
     """Serve until standard input ends."""
     counters = Counters()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(pace, counters), "127.0.0.1", 0, backlog=4096)
+    engine = Engine(pace.step)
+    server = await loop.create_server(lambda: Connection(pace, engine, counters), "127.0.0.1", 0, backlog=4096)
     print("READY", server.sockets[0].getsockname()[1], flush=True)
     gc.freeze()
     gc.disable()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.errors import PluginError
 
@@ -21,6 +22,17 @@ logger = logging.getLogger("headrace.keys")
 
 POLL_WAIT_SECONDS = 0.2
 """How long one look at the database waits for a lock; the next look comes soon anyway."""
+SURE_NS = 3_000_000_000
+"""Age at which a file's time of change tells: some file systems count in steps of two seconds."""
+
+
+class Stamp(NamedTuple):
+    """What changes of a file with its content."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
 
 
 @contextlib.asynccontextmanager
@@ -46,6 +58,8 @@ async def refreshing(plugin: Plugin) -> AsyncIterator[None]:
 async def _watch(mirror: Mirror, seconds: float, stop: asyncio.Event) -> None:
     failed: str | None = None
     while not await _is_set_within(stop, seconds):
+        if mirror.is_unchanged():
+            continue
         try:
             await asyncio.to_thread(mirror.look)
         except Exception as error:  # whatever it is, looking must go on: else no key could be revoked any more
@@ -75,6 +89,21 @@ class Mirror:
         self._store: Store | None = None
         self._file: tuple[int, int] | None = None
         self._seen: int | None = None
+        self._stamps: tuple[Stamp | None, ...] = ()
+
+    def is_unchanged(self) -> bool:
+        """Whether the files are those of the last look, and old enough for their times to be told apart from now's.
+
+        Asks the file system alone, and so needs no thread.
+        """
+        stamps = self._stamps_now()
+        if self._store is None or stamps[0] is None or stamps != self._stamps:
+            return False
+        newest = max(stamp.modified_ns for stamp in stamps if stamp is not None)
+        return time.time_ns() - newest > SURE_NS
+
+    def _stamps_now(self) -> tuple[Stamp | None, ...]:
+        return tuple(_stamp(path) for path in (self._path, self._path.with_name(self._path.name + "-wal")))
 
     def look(self) -> None:
         """Copy the keys if they have changed, also when the whole file was put in place of another.
@@ -89,11 +118,13 @@ class Mirror:
             raise
 
     def _look(self) -> None:
+        stamps = self._stamps_now()  # before anything is read
         store = self._current_store()
         seen = store.version()  # before the rows: a change in between is found by the next look
         if seen != self._seen:
             self._ring.replace(store.records(), development=self._development)
             self._seen = seen
+        self._stamps = stamps
 
     def _current_store(self) -> Store:
         file = _identity(self._path)
@@ -109,6 +140,14 @@ class Mirror:
         store, self._store, self._seen = self._store, None, None
         if store is not None:
             store.close()
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
