@@ -24,7 +24,7 @@ class Connection:
     """
 
     __slots__ = (
-        *("_receive", "_released", "_send", "_task", "_watch"),
+        *("_receive", "_released", "_send", "_task", "_watch", "_wire"),
         *("away", "bytes_sent", "ended", "events", "left", "scope", "status"),
     )
 
@@ -32,6 +32,7 @@ class Connection:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._wire = _wire_of(send)
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._released: asyncio.Event | None = None
@@ -141,10 +142,8 @@ class Connection:
     async def hand_over(self, headers: Headers) -> None:
         """Answer nginx instead of the client: it goes on with the request, and nothing counts as sent."""
         self.unwatch()
-        wire: Cycle | None = self.scope.get("headrace.wire")
-        if wire is not None and getattr(self._send, "__self__", None) is wire:  # nobody has wrapped it
-            assert isinstance(wire, Cycle)
-            wire.answer(headers)
+        if self._wire is not None:
+            self._wire.answer(headers)
         else:
             await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._send({"type": "http.response.body", "body": b""})
@@ -154,6 +153,7 @@ class Connection:
     def adopt(self, other: Connection) -> None:
         """nginx has given the request back on another connection: go on with that one."""
         self.scope, self._receive, self._send, self._released = other.scope, other._receive, other._send, other._gone()
+        self._wire = other._wire
         self.away = False
         self.watch()
 
@@ -178,7 +178,8 @@ class Connection:
 
     async def send(self, chunk: bytes) -> None:
         self.bytes_sent += len(chunk)
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if self._wire is None or not self._wire.send_now(chunk):
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def end(self, chunk: bytes = b"") -> None:
         """Send the last bytes. From here on there is nothing to leave: servers report a complete answer as a
@@ -187,6 +188,12 @@ class Connection:
         self.ended = True
         self.bytes_sent += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk})
+
+
+def _wire_of(send: Send) -> Cycle | None:
+    """What answers go through, if it is our own server's and nobody has wrapped it."""
+    wire = getattr(send, "__self__", None)
+    return wire if isinstance(wire, Cycle) else None
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

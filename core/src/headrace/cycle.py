@@ -188,6 +188,15 @@ class Cycle:
         if not more:
             self._end()
 
+    def send_now(self, chunk: bytes) -> bool:
+        """Send a piece of the body, as `send` does; False if it must wait for the client."""
+        if self.lost:
+            return True
+        if self._protocol.write_paused or not self._started or self.complete:
+            return False
+        self._send_body(chunk, True)
+        return True
+
     def answer(self, headers: Headers) -> None:
         """Answer with these headers and no body: what `send` does of 200, in one step.
 
@@ -211,7 +220,7 @@ class Cycle:
 def _encoded(fields: Headers) -> bytes:
     """Header fields as they are sent. Raises RuntimeError for what would be read as something else."""
     encoded = b"".join([b"%b: %b\r\n" % field for field in fields])
-    if _FIELDS.fullmatch(encoded) is None:
+    if encoded.count(b"\n") != len(fields) or _FIELDS.fullmatch(encoded) is None:
         raise RuntimeError("a header of the answer cannot be sent")
     return encoded
 

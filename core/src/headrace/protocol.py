@@ -37,6 +37,8 @@ class Protocol(asyncio.Protocol):
 
     _head_bytes = 0
     """Bytes received of a head that came in pieces and is not complete; 0 between heads."""
+    _new_head = False
+    """Whether one has begun in what is being parsed."""
     _data = b""
     """What is being parsed."""
     _in_body = False
@@ -121,7 +123,7 @@ class Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._idle_since = None
-        in_head = self._head_bytes
+        in_head, self._new_head = self._head_bytes, False
         self._data = data
         try:
             self._parser.feed_data(data)
@@ -130,7 +132,9 @@ class Protocol(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or _malformed(error, data))
         self._data = b""
-        if in_head and self._head_bytes:  # the parser keeps what is incomplete, without a limit of its own
+        if (
+            in_head and self._head_bytes and not self._new_head
+        ):  # the parser keeps what is incomplete, without a limit of its own
             self._head_bytes = in_head + len(data)
             if self._head_bytes > self.max_header_bytes and not self.transport.is_closing():
                 self._refuse(self._too_large())
@@ -139,6 +143,7 @@ class Protocol(asyncio.Protocol):
         self._url = b""
         self._headers: Headers = []
         self._head_bytes = 1
+        self._new_head = True
         self._in_body = False
 
     def on_url(self, url: bytes) -> None:
