@@ -102,6 +102,21 @@ async def test_nginx_is_told_where_to_send_the_request(fronted: Fronted, backend
     }
 
 
+@pytest.mark.parametrize(
+    ("plugin", "fake"),
+    [
+        (answering((b"x-cache", b"hit")), {}),
+        (setting(traceparent="00-1"), {}),
+        (None, {"headers": {"Accept": "text/plain"}}),
+    ],
+)
+async def test_nginx_is_told_to_look_for_more_where_there_is_more(
+    fronted: Fronted, backend: FakeBackend, plugin: Any, fake: Any
+) -> None:
+    async with fronted(document(backend, **fake), {"more": plugin} if plugin else {}) as nginx:
+        assert told(await nginx.ask(CHAT))["x-headrace-more"] == "1"
+
+
 async def test_a_backend_without_a_key_gets_none(fronted: Fronted, backend: FakeBackend) -> None:
     async with fronted(document(backend)) as nginx:
         found = told(await nginx.ask(CHAT, headers={"authorization": "Bearer the-clients"}))

@@ -193,4 +193,5 @@ async def on_complete(exchange: Exchange, outcome: Outcome) -> None:
     """The request is over. Exactly once for every request to an endpoint, refused ones included.
 
     Runs shielded from the client's disconnect, after the last byte: log, count, settle. Fails unexpectedly: logged.
+    Afterwards the attempts let go of the exchange: `attempt.exchange` and `attempt.request` are gone.
     """

@@ -132,9 +132,7 @@ class Protocol(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(self._refusal or _malformed(error, data))
         self._data = b""
-        if (
-            in_head and self._head_bytes and not self._new_head
-        ):  # the parser keeps what is incomplete, without a limit of its own
+        if in_head and self._head_bytes and not self._new_head:  # the parser itself sets no limit to what it keeps
             self._head_bytes = in_head + len(data)
             if self._head_bytes > self.max_header_bytes and not self.transport.is_closing():
                 self._refuse(self._too_large())

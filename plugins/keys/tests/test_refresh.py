@@ -15,8 +15,9 @@ import pytest
 
 from headrace.errors import PluginError, Unauthenticated
 from headrace.gateway import Gateway
-from headrace_keys import Plugin
+from headrace_keys import Plugin, refresh
 from headrace_keys.record import Record
+from headrace_keys.refresh import Mirror
 from headrace_keys.store import Store
 
 Make = Callable[..., Gateway]
@@ -167,3 +168,32 @@ async def test_the_path_of_the_database_may_be_absolute(make_gateway: Make, tmp_
     elsewhere.mkdir()
     async with make_gateway(database=str(elsewhere / "k.db")).running():
         assert (elsewhere / "k.db").exists()
+
+
+async def test_while_its_files_stay_as_they_are_the_database_is_left_alone(
+    make_gateway: Make, create_elsewhere: Callable[[str], str], eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, looks = 0, 0
+    is_unchanged, look = Mirror.is_unchanged, Mirror.look
+
+    def counted_question(mirror: Mirror) -> bool:
+        nonlocal asked
+        asked += 1
+        return is_unchanged(mirror)
+
+    def counted_look(mirror: Mirror) -> None:
+        nonlocal looks
+        looks += 1
+        look(mirror)
+
+    monkeypatch.setattr(Mirror, "is_unchanged", counted_question)
+    monkeypatch.setattr(Mirror, "look", counted_look)
+    monkeypatch.setattr(refresh, "SURE_NS", 0)
+    gateway = make_gateway(refresh_seconds=0.05)
+    async with gateway.running():
+        await eventually(lambda: asked >= 10)
+        assert looks <= 2
+        key = await asyncio.to_thread(create_elsewhere, "alice")
+        await eventually(lambda: works(gateway, key))
+        await asyncio.to_thread(revoke, gateway.plugins["keys"].database, key)
+        await eventually(lambda: not works(gateway, key))
