@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .cycle import Cycle
 from .errors import InvalidRequest, PayloadTooLarge, RequestTimeout
 from .exchange import Headers
+from .front import MORE
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -144,8 +145,8 @@ class Connection:
         self.unwatch()
         if self._wire is not None:
             self._wire.answer(headers)
-        else:
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        else:  # somebody wraps our answers, and may add headers to them
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*headers, (MORE, b"1")]})
             await self._send({"type": "http.response.body", "body": b""})
         self.away = True
         self.release()

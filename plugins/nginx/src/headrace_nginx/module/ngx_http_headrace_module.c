@@ -211,7 +211,8 @@ is_usage_alone(u_char *start, u_char *end)
 static u_char *
 event_end(u_char *start, u_char *end)
 {
-    u_char  *plain = find(start, end, "\n\n"), *wide = find(start, plain ? plain : end, "\r\n\r\n");
+    u_char  *plain = find(start, end, "\n\n");
+    u_char  *wide = find(start, plain ? ngx_min(plain + 3, end) : end, "\r\n\r\n");     /* one that begins earlier */
 
     return wide ? wide + 4 : plain ? plain + 2 : NULL;
 }
@@ -419,8 +420,8 @@ visible(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t las
         return NGX_ERROR;
     }
     start = out = (*link)->buf->start;
-    end = ngx_cpymem(start, watch->held, watch->held_size);
-    end = ngx_cpymem(end, buffer->pos, size);
+    end = watch->held_size ? ngx_cpymem(start, watch->held, watch->held_size) : start;
+    end = size ? ngx_cpymem(end, buffer->pos, size) : end;
     watch->held_size = 0;
     for (; (next = event_end(start, end)) != NULL; start = next) {
         if (!is_usage_alone(start, next)) {
@@ -666,7 +667,9 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
             look(watch, link->buf);
             watch->size += link->buf->last - link->buf->pos;
         }
-        return next_body_filter(r, in);
+        rc = next_body_filter(r, in);
+        release(r, watch, NULL);
+        return rc;
     }
     for (link = in; link != NULL && !watch->ended; link = link->next) {
         if (watch_buffer(r, watch, link->buf, &place) != NGX_OK) {
