@@ -13,6 +13,7 @@ let plain = false;    // whether pieces pass as they are
 let stream = false;   // whether it is an event stream
 let events = 0, size = 0, first = 0, made = 0;
 let cut = false, flushed = false, unfinished = false, whole = true;
+let early = '';       // the usage in the first piece of a reply that is no stream: some say it first
 let held = null;      // the beginning of an event, until it can be said whether it is shown
 
 const pieces = [];    // the newest ones, in a ring; small ones lie together
@@ -39,6 +40,10 @@ function head(r) {
     if (r.status < 200 || r.status > 599 || r.httpVersion === '0.9') {
         r.variables.headrace_whole = '{"events":0,"size":0,"cut":true}';
         throw new Error('the backend does not speak HTTP/1.1');
+    }
+    const found = r.headersOut['Content-Type'] || '';
+    if (r.variables.headrace_watch && r.status === 200 && found.toLowerCase().startsWith('text/event-stream')) {
+        delete r.headersOut['Content-Length'];   // what is left out or added changes it
     }
     if (r.variables.headrace_failed && r.status !== 401) {   // a failed backend's, of which nginx makes a copy
         delete r.headersOut['WWW-Authenticate'];
@@ -76,6 +81,9 @@ function look(r, data, length, flags) {
         first = first || Date.now();
         events += 1;
         keep(data, length);
+        if (!stream && events === 1) {
+            early = usage(data);
+        }
     } else if (!flags.last) {   // nginx flushes a head that comes alone, and again when the backend broke off
         cut = events > 0 || flushed;
         flushed = true;
@@ -218,7 +226,7 @@ function watched(r) {
         return '';
     }
     return `{"events":${events},"size":${size},"cut":${cut},"unfinished":${unfinished},"whole":${whole},` +
-        `"first":${first},"usage":"${usage(tail())}"}`;
+        `"first":${first},"usage":"${usage(tail()) || early}"}`;
 }
 
 export default { body, filter, head, watched };

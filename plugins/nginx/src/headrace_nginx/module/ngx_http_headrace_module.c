@@ -50,6 +50,7 @@ typedef struct {
     unsigned      ended:1;
     u_char       *tail;         /* of 2 * KEPT bytes */
     size_t        tail_size;
+    ngx_str_t     early;        /* the usage in the first piece of a reply that is no stream: some say it first */
     u_char       *held;         /* of HELD bytes */
     size_t        held_size;
     ngx_chain_t  *free;
@@ -337,6 +338,10 @@ header_filter(ngx_http_request_t *r)
             return NGX_ERROR;
         }
         r->filter_need_in_memory = 1;
+        if (watch->stream) {
+            ngx_http_clear_content_length(r);       /* what we leave out or add changes it */
+            ngx_http_clear_accept_ranges(r);
+        }
     }
     return next_header_filter(r);
 }
@@ -522,8 +527,21 @@ is_torn(ngx_http_request_t *r, watch_t *watch)
 }
 
 
+/* Remembers the usage at the beginning of a reply that is no stream. */
 static void
-look(watch_t *watch, ngx_buf_t *buffer)
+look_early(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer)
+{
+    ngx_str_t  usage = last_usage(buffer->pos, buffer->last);
+
+    if (usage.len && (watch->early.data = ngx_pnalloc(r->pool, usage.len)) != NULL) {
+        ngx_memcpy(watch->early.data, usage.data, usage.len);
+        watch->early.len = usage.len;
+    }
+}
+
+
+static void
+look(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer)
 {
     ngx_time_t  *now;
 
@@ -531,6 +549,9 @@ look(watch_t *watch, ngx_buf_t *buffer)
         if (watch->first == 0) {
             now = ngx_timeofday();
             watch->first = (uint64_t) now->sec * 1000 + now->msec;
+            if (!watch->stream && buffer->last - buffer->pos > KEPT) {
+                look_early(r, watch, buffer);
+            }
         }
         watch->events++;
         keep(watch, buffer->pos, buffer->last - buffer->pos);
@@ -551,7 +572,7 @@ watch_buffer(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain
     ngx_flag_t    last;
     ngx_chain_t  *link = NULL;
 
-    look(watch, buffer);
+    look(r, watch, buffer);
     if (buffer->last_buf && !watch->stream && is_torn(r, watch)) {
         watch->cut = 1;
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "headrace: the backend broke off");
@@ -608,7 +629,10 @@ watch_buffer(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain
 }
 
 
-/* What has been sent of our own buffers is free for the next ones, and the pieces they stand for count as sent. */
+/*
+ * What has been sent of our own buffers is free for the next ones, and the pieces they stand for count as sent. nginx's
+ * buffers are not remembered: it fills them with the next piece as soon as they are empty.
+ */
 static void
 release(ngx_http_request_t *r, watch_t *watch, ngx_chain_t *sent)
 {
@@ -617,13 +641,17 @@ release(ngx_http_request_t *r, watch_t *watch, ngx_chain_t *sent)
 
     for (place = &watch->busy; *place != NULL; place = &(*place)->next) { /* void */ }
     *place = sent;
+    for (place = &watch->busy; (link = *place) != NULL; ) {
+        if (link->buf->tag == (ngx_buf_tag_t) &ngx_http_headrace_module) {
+            place = &link->next;
+            continue;
+        }
+        *place = link->next;
+        ngx_free_chain(r->pool, link);
+    }
     while ((link = watch->busy) != NULL && ngx_buf_size(link->buf) == 0) {
         watch->busy = link->next;
         buffer = link->buf;
-        if (buffer->tag != (ngx_buf_tag_t) &ngx_http_headrace_module) {
-            ngx_free_chain(r->pool, link);
-            continue;
-        }
         if (buffer->shadow != NULL) {
             buffer->shadow->pos = buffer->shadow->last;
             buffer->shadow = NULL;
@@ -664,7 +692,7 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     }
     if (in != NULL && !watch->ended && all_plain(watch, in)) {
         for (link = in; link != NULL; link = link->next) {
-            look(watch, link->buf);
+            look(r, watch, link->buf);
             watch->size += link->buf->last - link->buf->pos;
         }
         rc = next_body_filter(r, in);
@@ -677,6 +705,7 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
         }
     }
     if (in != NULL && out == NULL) {
+        release(r, watch, NULL);
         return NGX_OK;                  /* nothing of it is shown, or more than the end has come */
     }
     rc = next_body_filter(r, out);
@@ -709,6 +738,9 @@ seen(ngx_http_request_t *r, ngx_http_variable_value_t *value, uintptr_t data)
     if (watch->tail != NULL) {
         tail_of(watch, &start, &end);
         usage = last_usage(start, end);
+    }
+    if (usage.len == 0) {
+        usage = watch->early;
     }
     last = ngx_sprintf(value->data, "{\"events\":%ui,\"size\":%O,\"cut\":%s,\"unfinished\":%s,\"first\":%uL,\"usage\":\"",
                        watch->events, watch->size, watch->cut ? "true" : "false", watch->unfinished ? "true" : "false",
