@@ -48,6 +48,8 @@ async def test_the_next_target_is_handed_to_nginx(fronted: Fronted, recorder: An
         groups = [lane.group for lane in lanes_of(nginx.gateway.models.find("test").targets).values()]
         assert [each.headers["x-headrace-group"] for each in (first, second)] == groups
         assert "m1" in first.headers["x-headrace-edits"] and "m2" in second.headers["x-headrace-edits"]
+        more = [each.headers.get("x-headrace-more") for each in (first, second)]
+        assert more == [None, "1"]  # nginx forgets what it was told of headers at the first try
         assert recorder.calls == [*ARRIVAL, *TRIED, "prepare_attempt"]
         await nginx.report()
         outcome = await recorder.outcome()
