@@ -46,7 +46,6 @@ typedef struct {
     unsigned      stream:1;
     unsigned      cut:1;
     unsigned      unfinished:1;
-    unsigned      flushed:1;
     unsigned      ended:1;
     u_char       *tail;         /* of 2 * KEPT bytes */
     size_t        tail_size;
@@ -549,15 +548,15 @@ look(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer)
         if (watch->first == 0) {
             now = ngx_timeofday();
             watch->first = (uint64_t) now->sec * 1000 + now->msec;
-            if (!watch->stream && buffer->last - buffer->pos > KEPT) {
+            if (!watch->stream) {
                 look_early(r, watch, buffer);
             }
         }
         watch->events++;
         keep(watch, buffer->pos, buffer->last - buffer->pos);
-    } else if (!buffer->last_buf) {     /* a head that came alone is flushed, and again when the backend broke off */
-        watch->cut = watch->events > 0 || watch->flushed;
-        watch->flushed = 1;
+    } else if (!buffer->last_buf) {
+        /* a head that came alone is flushed; so is what was sent when nginx, done with the backend, gives up */
+        watch->cut = r->upstream != NULL && r->upstream->cleanup == NULL;
     }
 }
 
