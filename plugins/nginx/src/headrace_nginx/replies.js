@@ -102,7 +102,7 @@ function look(r, data, length, flags) {
             r.sendBuffer(data);
         }
     }
-    plain = mode !== 'hide';
+    plain = mode !== 'hide' && events > 0;
 }
 
 // Decides what is done about this reply; true if nothing is.
