@@ -10,6 +10,7 @@ import click
 
 from headrace.cli import main
 from headrace.gateway import Gateway
+from headrace.registry import plugin_class
 from headrace.settings import parse
 
 from .source import HEADER, cell, workspace_plugins
@@ -43,7 +44,8 @@ def page() -> str:
 def commands() -> tuple[click.Group, dict[str, str]]:
     """`headrace` with the commands of every plugin here, and which plugin brings which."""
     group = click.Group("headrace", params=main.params, help=main.help, commands=dict(main.commands))
-    gateway = Gateway(parse({"plugins": {name: {} for name in workspace_plugins()}})).assemble()
+    named = [name for name in workspace_plugins() if hasattr(plugin_class(name), "register_commands")]
+    gateway = Gateway(parse({"plugins": {name: {} for name in named}})).assemble()
     owners: dict[str, str] = {}
     for plugin, register in gateway.hooks.compiled["register_commands"].calls:
         before = set(group.commands)
