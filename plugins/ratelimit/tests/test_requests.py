@@ -101,6 +101,21 @@ async def test_a_request_larger_than_the_limit_is_told_so_and_not_to_wait() -> N
     assert "more than the limit of 100 tokens" in refused.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": -1_000_000},
+        {"max_tokens": 1, "max_completion_tokens": 90_000},
+        {"max_tokens": 90_000, "max_completion_tokens": 1},
+        {"n": int("9" * 4000)},
+    ],
+)
+async def test_no_number_of_a_request_makes_it_cheaper_than_it_is(fields: dict[str, Any]) -> None:
+    async with limited({"tokens_per_minute": 100}) as gate:
+        assert (await gate.ask(**fields)).status_code == 429
+        assert gate.backend.requests == []
+
+
 async def test_several_answers_to_one_request_are_all_reserved() -> None:
     async with limited({"tokens_per_minute": 100}) as gate:
         assert (await gate.ask(max_tokens=20, n=5)).status_code == 429

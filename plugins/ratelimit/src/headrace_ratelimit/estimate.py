@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 MODELS_KEPT = 256
 WEIGHT = 0.1
 """Of one request in the moving average."""
+DIGITS = 9
+"""Of a number that are read: one with more is beyond every limit."""
 MARGIN = 1.1
 """Reserved beyond the average: prompts differ."""
 
@@ -38,8 +40,8 @@ class Estimator:
         if exchange.endpoint.name == "embeddings":
             return 0
         peek = exchange.peek
-        asked = getattr(peek, "max_completion_tokens", None) or getattr(peek, "max_tokens", None)
-        return (asked or self._default) * _choices(exchange)
+        asked = max(getattr(peek, name, None) or 0 for name in ("max_completion_tokens", "max_tokens"))
+        return (asked if asked > 0 else self._default) * _choices(exchange)  # below zero some backends know no end
 
     def learn(self, exchange: Exchange, usage: Usage) -> None:
         """The backend has counted: the next estimate for its model is the better for it."""
@@ -63,5 +65,5 @@ def _choices(exchange: Exchange) -> int:
     for name in ("n", "best_of"):
         text = bytes(exchange.fields.get(name, b""))
         if text.isdigit():
-            counts.append(int(text))
+            counts.append(int(text[:DIGITS]))
     return max(counts)
