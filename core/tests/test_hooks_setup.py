@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,6 +169,40 @@ async def test_hook_register_dialects_brings_an_endpoint_that_backends_answer() 
         missing = await gateway.client.post("/v1/poems", json={"model": "test"})
     assert said.json() == {"model": "test", "topic": "rain"}
     assert (missing.status_code, error_of(missing)["param"]) == (400, "topic")
+
+
+async def test_hook_register_ledgers_brings_what_limits_are_counted_with() -> None:
+    entered = []
+
+    class Abacus:
+        @contextlib.asynccontextmanager
+        async def running(self) -> AsyncIterator[None]:
+            entered.append("in")
+            yield
+            entered.append("out")
+
+    abacus: Any = Abacus()
+
+    @contextlib.asynccontextmanager
+    async def counting(gateway: Gateway) -> AsyncIterator[None]:
+        assert gateway.ledger is abacus and entered == ["in"]
+        yield
+
+    there = plugin(register_ledgers=lambda register: register(abacus, name="abacus"), lifespan=counting)
+
+    class Counting(there):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, gateway: Gateway) -> None:
+            gateway.counts = True
+
+    async with running(Counting):
+        pass
+    assert entered == ["in", "out"]
+
+
+async def test_a_gateway_that_counts_nothing_keeps_no_counts(tmp_path: Path) -> None:
+    async with running(plugin(), server={"state_dir": str(tmp_path)}):
+        pass
+    assert not list(tmp_path.glob("ledger*"))
 
 
 async def test_hook_register_routes_adds_a_route_whose_gateway_error_is_answered_in_the_envelope() -> None:

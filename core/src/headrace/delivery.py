@@ -64,6 +64,7 @@ async def _send_whole(
     exchange.first_byte_at = exchange.first_byte_at or time.perf_counter()
     if reply.ok:
         exchange.usage = exchange.endpoint.dialect.usage(content)
+    exchange.status = reply.status
     length = (b"content-length", str(len(content)).encode())
     await connection.start(reply.status, [*head(exchange, reply.headers), length])
     await connection.end(content)
@@ -80,6 +81,7 @@ async def _send_stream(
     dialect = exchange.endpoint.dialect
     tail = Tail()
     connection.events = event_stream
+    exchange.status = reply.status
     await connection.start(reply.status, head(exchange, reply.headers))
     try:
         await _pump(exchange, stream, tail, connection)

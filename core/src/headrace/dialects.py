@@ -58,6 +58,7 @@ class ChatPeek(Peek, kw_only=True):
     messages: msgspec.Raw
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    n: int | None = None
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 
@@ -67,6 +68,8 @@ class CompletionPeek(Peek, kw_only=True):
 
     prompt: msgspec.Raw
     max_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 

@@ -12,6 +12,7 @@ import msgspec
 from .config import Secret, TargetTimeouts
 from .edits import Edits, decode_fields, merge_fields
 from .errors import GatewayError
+from .limits import Budget, RateLimits
 
 if TYPE_CHECKING:
     from .dialects import Endpoint, Peek
@@ -35,9 +36,17 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str = ""
     role: Role = "user"
+    owner: str | None = None
+    """Whose key this is: a person, where `name` is what the key is for."""
     team: str | None = None
     models: frozenset[str] | None = None
     """Names this principal may ask for; None means every one."""
+    endpoints: frozenset[str] | None = None
+    """Names of the endpoints this principal may use, `chat` for instance; None means every one."""
+    limits: RateLimits | None = None
+    """Of this principal alone, beside those of the configuration; the plugin `ratelimit` keeps them."""
+    budget: Budget | None = None
+    """The same; the plugin `budget` keeps it."""
     metadata: dict[str, Any] = {}
 
 
@@ -243,6 +252,11 @@ class Exchange:
         """Who watches the reply."""
         self.response_headers: Headers = []
         """Added to whatever answer goes out: plugins append here."""
+        self.answer_limit: int | None = None
+        """How many tokens an answer may have if the client sets no limit: a plugin that has reserved no more says so
+        in `admit`, and the backend is told."""
+        self.status: int | None = None
+        """Of the reply, once it goes out."""
         self.completed = False
         """Whether the whole answer has been handed to the client."""
         self.error: GatewayError | None = None

@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ import msgspec
 from .config import Config
 from .dialects import OPENAI_ENDPOINTS, Endpoint
 from .errors import ConfigError, HeadraceError, PluginError, Problem
+from .estimate import Estimator
 from .hooks import Hooks
 from .models import Models, build_models
 from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from .health import HealthBoard
+    from .ledger import Ledger
     from .reporting import Reporting
     from .upstream import Upstream
 
@@ -90,11 +93,16 @@ class Gateway:
         self.health_checks: dict[str, HealthCheck] = {}
         self.endpoints: dict[str, Endpoint] = dict(OPENAI_ENDPOINTS)
         self.routes: list[Route] = []
+        self.ledgers: dict[str, Ledger] = {}
+        self.counts = False
+        """Whether a plugin counts with `ledger`: it says so when it is made."""
         self.worker = 0
         """Which of `server.workers` this process is."""
         self.reply_changer = ""
         """Why no answer can be delivered by nginx: a plugin that changes replies."""
         self.models = Models(())
+        self.estimator = Estimator()
+        """How many tokens requests may cost."""
         self.hooks = Hooks(specifications())
         self.plugins, problems = load_plugins(config, self, source, plugins or {})
         self.hooks = Hooks(
@@ -136,6 +144,7 @@ class Gateway:
         self.hooks.setup("register_routing_policies", self._register(self.policies))
         self.hooks.setup("register_health_checks", self._register(self.health_checks))
         self.hooks.setup("register_dialects", self._register(self.endpoints, key="path"))
+        self.hooks.setup("register_ledgers", self._register(self.ledgers))
         self.models = build_models(self.config, self.providers, self.policies, self.source)
         for hook in ("transform_reply", "wrap_stream"):
             for plugin in self.hooks.implementers(hook):
@@ -173,6 +182,17 @@ class Gateway:
         if path in CORE_PATHS or path in self.endpoints or any(route.path == path for route in self.routes):
             raise ConfigError([Problem(self.source, f"the route {path} is taken")])
         self.routes.append(Route(path, handler, tuple(methods), require, summary))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What limits and budgets are counted with: what a plugin has registered, else a file that all workers share.
+
+        Open while the gateway runs, if a plugin has set `counts`.
+        """
+        from .ledger.local import FILE, LocalLedger
+
+        local = LocalLedger(self.state_dir / FILE, self.worker, self.config.server.workers)
+        return next(iter(self.ledgers.values()), local)
 
     @property
     def runtime_dir(self) -> Path:
@@ -225,7 +245,7 @@ class Gateway:
         self.reporting: Reporting = Reporting(self.runtime_dir, self.worker, self.config.server.report_timeout)
         try:
             self.reporting.open()
-            async with self.hooks.lifespan(self):
+            async with self.ledger.running() if self.counts else contextlib.nullcontext(), self.hooks.lifespan(self):
                 yield
         finally:
             self.reporting.close()

@@ -49,6 +49,12 @@ def register_dialects(register: Register) -> None:
 
 
 @spec(Kind.EACH)
+def register_ledgers(register: Register) -> None:
+    """Register a ledger, `register(ledger, name="redis")`, a `headrace.ledger.Ledger`: what limits and budgets are
+    counted with, in place of the file that the workers of one gateway share. The first one is used."""
+
+
+@spec(Kind.EACH)
 def register_routes(gateway: Gateway) -> None:
     """Add HTTP routes of the plugin's own: `gateway.add_route(path, handler, methods=…, summary=…)`.
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .gateway import Gateway
     from .reporting import Reporting
 
+CLIENT_LEFT = 499
+"""nginx's number for a client that left before an answer."""
+
 
 class Watched(msgspec.Struct):
     """What nginx's script saw of a reply."""
@@ -134,6 +137,7 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
     http = 200 <= report.status <= 599
     connection.status = report.status if http else Cut.status
     connection.bytes_sent = report.bytes
+    exchange.status = None if report.status == CLIENT_LEFT else connection.status
     for seen in report.watched:
         _look_at(seen, report, exchange, connection)
     broken = report.broken or not http or any(seen.cut for seen in report.watched)

@@ -9,6 +9,7 @@ import msgspec
 
 from .edits import edit
 from .errors import UpstreamError
+from .estimate import asked_tokens
 from .exchange import Attempt, Exchange, Reply, Target, UpstreamRequest
 from .upstream import forwarded_headers, target_headers
 
@@ -33,6 +34,11 @@ def _with_usage(exchange: Exchange) -> dict[str, Any]:
     given = exchange.fields.get("stream_options", msgspec.Raw(b"null"))
     options: dict[str, msgspec.Raw] = msgspec.json.decode(given, type=dict[str, msgspec.Raw] | None) or {}
     return {**options, "include_usage": True}
+
+
+def _answer_field(target: Target) -> str:
+    """Every server knows `max_tokens`, but OpenAI itself, whose newer models refuse it."""
+    return "max_completion_tokens" if "//api.openai.com" in target.base_url else "max_tokens"
 
 
 class _ModelEntry(msgspec.Struct):
@@ -61,6 +67,8 @@ class OpenAIBackend:
         changes: dict[str, Any] = {}
         if target.model is not None and exchange.peek is not None and exchange.peek.model != target.model:
             changes["model"] = target.model
+        if exchange.answer_limit is not None and exchange.endpoint.name != "embeddings" and not asked_tokens(exchange):
+            changes[_answer_field(target)] = exchange.answer_limit
         forced = target.stream_usage and exchange.streaming and exchange.wants_usage and not _asks_for_usage(exchange)
         if forced:
             changes["stream_options"] = _with_usage(exchange)

@@ -12,15 +12,12 @@ from .connection import ClientLeft, Connection
 from .delivery import Cut, deliver, head
 from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated, Unavailable
 from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
-from .offload import Report, conclude, hand_over
+from .offload import CLIENT_LEFT, Report, conclude, hand_over
 
 if TYPE_CHECKING:
     from .dialects import Peek
     from .gateway import Gateway
     from .models import Model
-
-CLIENT_LEFT = 499
-"""nginx's number for a client that left before an answer."""
 
 logger = logging.getLogger("headrace.pipeline")
 
@@ -64,11 +61,21 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
 
 
 async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
-    """Who asks. Raises Unauthenticated if nobody knows and strangers are not welcome."""
+    """Who asks. Raises Unauthenticated if nobody knows and strangers are not welcome, Forbidden if not here."""
     principal = await gateway.hooks.authenticate(exchange)
     if principal is None and not gateway.config.server.anonymous:
         raise unknown_caller()
+    if principal is not None and (principal.endpoints is not None or principal.role == "metrics"):
+        check_endpoint(exchange, principal)
     return principal or ANONYMOUS
+
+
+def check_endpoint(exchange: Exchange, principal: Principal) -> None:
+    """Raises Forbidden if this endpoint is not for this principal."""
+    if principal.role == "metrics":
+        raise Forbidden("This key may read metrics only.")
+    if principal.endpoints is not None and exchange.endpoint.name not in principal.endpoints:
+        raise Forbidden(f"This key may not use {exchange.endpoint.path}.")
 
 
 def unknown_caller() -> GatewayError:
@@ -242,6 +249,8 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
     connection.unwatch()
     connection.release()
     exchange.close_taps(exchange.completed)  # if no reply did
+    if exchange.usage is not None:
+        gateway.estimator.learn(exchange, exchange.usage)
     outcome = outcome_of(exchange, connection)
     for attempt in exchange.attempts:
         if attempt.reporting is not None:

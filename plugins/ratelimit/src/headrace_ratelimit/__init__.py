@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from headrace import hookimpl
-from headrace.errors import PluginError
 
 from .config import LimitConfig, RatelimitConfig
 
 if TYPE_CHECKING:
     from headrace.exchange import Exchange
     from headrace.gateway import Gateway
+
+    from .rules import Applied
 
 
 class Plugin:
@@ -23,54 +23,49 @@ class Plugin:
     Config = RatelimitConfig
 
     def __init__(self, config: RatelimitConfig, gateway: Gateway) -> None:
-        from .estimate import Estimator
-        from .ledger import Ledger
         from .rules import Rules
 
-        spanning = [limit for limit in config.limits if "key" not in limit.per]
-        if spanning and gateway.config.server.workers > 1:
-            raise PluginError(
-                "ratelimit",
-                f"limits: the one per {list(spanning[0].per)} counts several keys, whose requests go to different "
-                'workers: set server.workers = 1, or add "key" to its per',
-            )
+        self._config = config
+        self._gateway = gateway
         self._rules = Rules(config.limits)
-        self._estimator = Estimator(config.default_max_tokens)
-        self._ledger = Ledger(time.monotonic)
+        gateway.counts = True
 
     @hookimpl
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None] | None:
-        tokens = self._estimator.reserve(exchange) if self._rules.count_tokens else 0
-        wants = self._rules.of(exchange, tokens)
-        if not wants:
-            return None
-        exchange.usage_wanted |= any(want.kind == "tokens" for want in wants)
-        return self._hold(exchange, wants)
+        applied = self._rules.of(exchange)
+        return self._hold(exchange, applied) if applied.limits else None
 
     @asynccontextmanager
-    async def _hold(self, exchange: Exchange, wants: list[Want]) -> AsyncIterator[None]:
-        from .answers import headers, refused
-        from .ledger import Refusal
+    async def _hold(self, exchange: Exchange, applied: Applied) -> AsyncIterator[None]:
+        from headrace.estimate import spent
+        from headrace.ledger import Refusal
 
-        held = self._ledger.reserve(wants)
-        exchange.response_headers += headers([self._ledger.level(want) for want in wants])
+        from .answers import headers, refused
+
+        tokens = self._reserve(exchange, applied)
+        held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(tokens))
+        exchange.response_headers += headers(held.levels, applied.units)
         if isinstance(held, Refusal):
-            raise refused(held)
+            raise refused(held, applied.units[applied.limits.index(held.level.limit)])
         try:
             yield
         finally:
-            held.settle(self._cost(exchange))
+            held.settle(applied.amounts(spent(exchange, tokens)))
 
-    def _cost(self, exchange: Exchange) -> int:
-        """Tokens that the request has cost: as counted, or as estimated where the backend did not come to that."""
-        usage = exchange.usage
-        if usage is not None:
-            self._estimator.learn(exchange, usage)
-            return usage.prompt_tokens + usage.completion_tokens
-        return self._estimator.prompt(exchange) if exchange.attempts and exchange.error is None else 0
+    def _reserve(self, exchange: Exchange, applied: Applied) -> int:
+        """Tokens that this request may take at most; 0 if they are not limited."""
+        if applied.tokens is None:
+            return 0
+        from headrace.estimate import answer_tokens, asked_tokens, choices
 
+        exchange.usage_wanted = True
+        prompt = self._gateway.estimator.prompt(exchange)
+        if asked_tokens(exchange) or exchange.endpoint.name == "embeddings":
+            return prompt + answer_tokens(exchange, 0)
+        each = max(1, min(self._config.default_max_tokens, (applied.tokens - prompt) // choices(exchange)))
+        if self._config.cap_answers:
+            exchange.answer_limit = min(each, exchange.answer_limit or each)
+        return prompt + answer_tokens(exchange, each)
 
-if TYPE_CHECKING:
-    from .ledger import Want
 
 __all__ = ["LimitConfig", "Plugin", "RatelimitConfig"]

@@ -10,25 +10,35 @@ from collections.abc import Sequence
 
 from headrace.errors import RateLimited
 from headrace.exchange import Headers
-
-from .ledger import Level, Refusal
+from headrace.ledger import Level, Refusal
 
 WORDS = {"requests": "requests", "tokens": "tokens", "concurrent": "requests at the same time"}
 
 
-def headers(levels: Sequence[Level]) -> Headers:
+def headers(levels: Sequence[Level], units: Sequence[str]) -> Headers:
     """Of requests and of tokens, the limit that is nearest to its end."""
     found: Headers = []
-    for kind in ("requests", "tokens"):
-        own = [level for level in levels if level.want.kind == kind]
-        if own:
-            level = min(own, key=lambda each: (each.want.limit - each.used) / each.want.limit)
-            found += [
-                (f"x-ratelimit-limit-{kind}".encode(), str(level.want.limit).encode()),
-                (f"x-ratelimit-remaining-{kind}".encode(), str(max(0, level.want.limit - level.used)).encode()),
-                (f"x-ratelimit-reset-{kind}".encode(), duration(level.reset).encode()),
-            ]
+    for unit in ("requests", "tokens"):
+        level = _nearest(levels, units, unit)
+        if level is not None:
+            found += (
+                (b"x-ratelimit-limit-" + unit.encode(), b"%d" % level.limit.most),
+                (b"x-ratelimit-remaining-" + unit.encode(), b"%d" % level.remaining),
+                (b"x-ratelimit-reset-" + unit.encode(), duration(level.reset).encode()),
+            )
     return found
+
+
+def _nearest(levels: Sequence[Level], units: Sequence[str], unit: str) -> Level | None:
+    nearest = None
+    for level, its in zip(levels, units, strict=True):
+        if its == unit and (nearest is None or _part_left(level) < _part_left(nearest)):
+            nearest = level
+    return nearest
+
+
+def _part_left(level: Level) -> float:
+    return level.remaining / level.limit.most
 
 
 def duration(seconds: float) -> str:
@@ -40,16 +50,15 @@ def duration(seconds: float) -> str:
     return f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{rest:g}s"
 
 
-def refused(refusal: Refusal) -> RateLimited:
+def refused(refusal: Refusal, unit: str) -> RateLimited:
     """The error for a request that does not fit."""
-    want = refusal.want
-    span = f" in {want.seconds:g} s" if want.seconds else ""
-    limit = f"{want.limit} {WORDS[want.kind]}{span}"
+    limit = refusal.level.limit
+    words = f"{limit.most} {WORDS[unit]}" + (f" in {limit.seconds:g} s" if limit.seconds else "")
     if math.isinf(refusal.wait):
         return RateLimited(
-            f"This request may take {want.amount} tokens, more than the limit of {limit} ever allows: ask for a "
+            f"This request may take {refusal.amount} tokens, more than the limit of {words} ever allows: ask for a "
             "smaller max_tokens, or send less.",
             headers={"X-Should-Retry": "false"},
         )
     wait = math.ceil(refusal.wait)
-    return RateLimited(f"The limit of {limit} is reached: try again in {wait} s.", headers={"Retry-After": str(wait)})
+    return RateLimited(f"The limit of {words} is reached: try again in {wait} s.", headers={"Retry-After": str(wait)})

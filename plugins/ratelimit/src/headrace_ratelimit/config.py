@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from headrace.config import Count, Strict
+from headrace.config import Strict
+from headrace.limits import RATES, RateLimits
 
 Subject = Literal["key", "team", "model", "address"]
 SPANS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 """Seconds of the windows that limits are given for."""
 
 
-class LimitConfig(Strict, frozen=True):
+class LimitConfig(RateLimits, frozen=True, omit_defaults=False):
     """`[[plugins.ratelimit.limits]]`: one rule. Every number that is given is a limit of its own."""
 
     per: tuple[Subject, ...] = ("key",)
@@ -25,37 +26,27 @@ class LimitConfig(Strict, frozen=True):
     """Only callers of these teams; left out: all."""
     models: tuple[str, ...] = ()
     """Only requests for these models; left out: all."""
-    requests_per_minute: Count | None = None
-    """Requests in any 60 seconds."""
-    requests_per_hour: Count | None = None
-    """Requests in any hour."""
-    requests_per_day: Count | None = None
-    """Requests in any 24 hours."""
-    tokens_per_minute: Count | None = None
-    """Tokens, asked and answered, in any 60 seconds."""
-    tokens_per_hour: Count | None = None
-    """Tokens in any hour."""
-    tokens_per_day: Count | None = None
-    """Tokens in any 24 hours."""
-    concurrent: Count | None = None
-    """Requests that are open at the same time; a stream is open until its last byte."""
 
     def __post_init__(self) -> None:
-        if not any(getattr(self, name) for name in LIMITS):
-            raise ValueError(f"limits nothing: give it one of {', '.join(LIMITS)}")
+        if not any(getattr(self, name) for name in RATES):
+            raise ValueError(f"limits nothing: give it one of {', '.join(RATES)}")
 
 
 class RatelimitConfig(Strict, frozen=True):
     """`[plugins.ratelimit]`."""
 
     limits: tuple[LimitConfig, ...] = ()
-    """The rules. A request must fit into all that apply to it."""
-    default_max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 1024
-    """Reserved for the answer to a request that does not say `max_tokens` itself."""
+    """The rules. A request must fit into all that apply to it, and into those of its key."""
+    default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 4096
+    """Reserved for the answer to a request that does not say `max_tokens` itself, where tokens are limited; less if a
+    limit is smaller than that."""
+    cap_answers: bool = True
+    """Whether such a request is sent on with that many `max_tokens`. If not, its answer may take more than was
+    reserved."""
 
-
-LIMITS = tuple(
-    name
-    for name in LimitConfig.__struct_fields__
-    if name == "concurrent" or name.startswith(("requests_per_", "tokens_per_"))
-)
+    def __post_init__(self) -> None:
+        seen = set()
+        for rule in self.limits:
+            if (which := (rule.per, rule.keys, rule.teams, rule.models)) in seen:
+                raise ValueError(f"limits: two rules are per {list(rule.per)} for the same callers: make them one")
+            seen.add(which)

@@ -2,67 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from .config import LIMITS, SPANS, LimitConfig
-from .ledger import Kind, Want
+import msgspec
+
+from headrace.exchange import ANONYMOUS
+from headrace.ledger import Kind, Limit
+from headrace.limits import RATES, RateLimits
+
+from .config import SPANS, LimitConfig
 
 if TYPE_CHECKING:
-    from headrace.exchange import Exchange
+    from headrace.exchange import Exchange, Principal
+
+KEPT = 4096
+"""Callers whose limits are remembered."""
 
 
 class Part(NamedTuple):
     """One number of a rule."""
 
-    kind: Kind
-    limit: int
-    seconds: float
     name: str
     """The configuration's own: `tokens_per_minute`."""
+    kind: Kind
+    most: int
+    seconds: float
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """All that one request must fit into."""
+
+    limits: tuple[Limit, ...]
+    units: tuple[str, ...]
+    """What each of them counts: `requests`, `tokens` or `concurrent`."""
+    tokens: int | None
+    """The smallest limit on tokens; None if there is none."""
+
+    def amounts(self, tokens: int) -> list[int]:
+        """What a request of so many tokens needs of each limit."""
+        return [tokens if unit == "tokens" else 1 for unit in self.units]
+
+
+NOTHING = Applied((), (), None)
 
 
 class Rules:
-    """The configured rules, prepared."""
+    """The configured rules, prepared; those of single callers come with them."""
 
-    def __init__(self, limits: Sequence[LimitConfig]) -> None:
-        self._rules = [(number, limit, _parts(limit)) for number, limit in enumerate(limits)]
-        self.count_tokens = any(part.kind == "tokens" for _, _, parts in self._rules for part in parts)
+    def __init__(self, rules: Sequence[LimitConfig]) -> None:
+        self._rules = [(rule, _name(rule), _parts(rule)) for rule in rules]
+        self._by_address = any("address" in rule.per for rule in rules)
+        self._known: OrderedDict[tuple[str, str, str], tuple[Principal, Applied]] = OrderedDict()
 
-    def of(self, exchange: Exchange, tokens: int) -> list[Want]:
-        """Everything that applies to this request, which may cost so many tokens."""
-        found = []
-        for number, limit, parts in self._rules:
-            subject = _subject(limit, exchange)
-            if subject is None:
-                continue
-            for part in parts:
-                amount = tokens if part.kind == "tokens" else 1
-                key = f"{number}\0{part.name}\0{subject}"
-                found.append(Want(key, part.kind, part.limit, amount, part.seconds))
-        return found
+    def of(self, exchange: Exchange) -> Applied:
+        """Everything that applies to this request."""
+        who, model = exchange.principal or ANONYMOUS, exchange.model.name if exchange.model else ""
+        return self.applying(who, model, exchange.client if self._by_address else "")
+
+    def applying(self, who: Principal, model: str, address: str) -> Applied:
+        """Everything that applies to requests of this caller for this model, from this address."""
+        if not self._rules and who.limits is None:
+            return NOTHING
+        known = self._known.get((who.id, model, address))
+        if known is not None and known[0] is who:
+            return known[1]
+        applied = _applied(self._find(who, model, address))
+        self._known[who.id, model, address] = who, applied
+        if len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return applied
+
+    def _find(self, who: Principal, model: str, address: str) -> Iterator[tuple[str, Part]]:
+        """Each number that applies, with the key under which it is counted."""
+        of = {"key": who.id, "team": who.team or "", "model": model, "address": network(address)}
+        for rule, name, parts in self._rules:
+            if _is_for(rule, who, model):
+                subject = "/".join(of[each] for each in rule.per)
+                yield from ((f"ratelimit:{name}:{subject}:{part.name}", part) for part in parts)
+        if who.limits is not None:
+            yield from ((f"ratelimit:own:{who.id}:{part.name}", part) for part in _parts(who.limits))
 
 
-def _parts(limit: LimitConfig) -> list[Part]:
+def _applied(found: Iterator[tuple[str, Part]]) -> Applied:
+    parts = list(found)
+    limits = tuple(Limit(key, part.kind, part.most, part.seconds) for key, part in parts)
+    units = tuple(part.name.partition("_per_")[0] for _, part in parts)
+    tokens = [limit.most for limit, unit in zip(limits, units, strict=True) if unit == "tokens"]
+    return Applied(limits, units, min(tokens, default=None))
+
+
+def _is_for(rule: LimitConfig, who: Principal, model: str) -> bool:
+    return not (
+        (rule.keys and who.id not in rule.keys)
+        or (rule.teams and who.team not in rule.teams)
+        or (rule.models and model not in rule.models)
+        or ("team" in rule.per and who.team is None)
+    )
+
+
+def _name(rule: LimitConfig) -> str:
+    """The same at every start and in every gateway, wherever the rule stands in the file."""
+    only = (rule.keys, rule.teams, rule.models)
+    digest = "#" + blake2b(msgspec.json.encode(only), digest_size=6).hexdigest() if any(only) else ""
+    return "+".join(rule.per) + digest
+
+
+def _parts(limits: RateLimits) -> list[Part]:
     parts = []
-    for name in LIMITS:
-        value = getattr(limit, name)
-        if value is not None:
-            kind, _, span = name.partition("_per_")
-            parts.append(Part(kind, value, SPANS.get(span, 0.0), name))  # type: ignore[arg-type]
+    for name in RATES:
+        most = getattr(limits, name)
+        if most is not None:
+            _, _, span = name.partition("_per_")
+            parts.append(Part(name, "window" if span else "open", most, SPANS.get(span, 0.0)))
     return parts
 
 
-def _subject(limit: LimitConfig, exchange: Exchange) -> str | None:
-    """Whose use is counted; None if the rule does not apply."""
-    who, model = exchange.principal, exchange.model.name if exchange.model else ""
-    identifier, team = (who.id, who.team) if who is not None else ("", None)
-    if (
-        (limit.keys and identifier not in limit.keys)
-        or (limit.teams and team not in limit.teams)
-        or (limit.models and model not in limit.models)
-        or ("team" in limit.per and team is None)
-    ):
-        return None
-    of = {"key": identifier, "team": team or "", "model": model, "address": exchange.client}
-    return "\0".join(of[name] for name in limit.per)
+def network(address: str) -> str:
+    """Whose address it is: of IPv6 the first 64 bits, for the rest is the caller's to choose."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False).network_address)
+    except ValueError:
+        return address

@@ -1,0 +1,73 @@
+"""How many tokens a request may cost, before it is known: what limits, budgets and queues reckon with."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from .exchange import BYTES_PER_TOKEN
+
+if TYPE_CHECKING:
+    from .exchange import Exchange, Usage
+
+MODELS_KEPT = 256
+WEIGHT = 0.1
+"""Of one request in the moving average."""
+MARGIN = 1.1
+"""Reserved beyond the average: prompts differ."""
+
+
+class Estimator:
+    """Prompt tokens by the body's length, as each model's own usage shows them: a few bytes make a token."""
+
+    def __init__(self) -> None:
+        self._tokens_per_byte: OrderedDict[str, float] = OrderedDict()
+
+    def prompt(self, exchange: Exchange) -> int:
+        """Tokens of the prompt, a tenth more than the average says."""
+        rate = self._tokens_per_byte.get(_model(exchange), 1 / BYTES_PER_TOKEN)
+        return math.ceil(len(exchange.body) * rate * MARGIN)
+
+    def learn(self, exchange: Exchange, usage: Usage) -> None:
+        """The backend has counted: the next estimate for its model is the better for it."""
+        size = len(exchange.body)
+        if usage.estimated or not usage.prompt_tokens or not size:
+            return
+        model, seen = _model(exchange), usage.prompt_tokens / size
+        before = self._tokens_per_byte.pop(model, None)
+        self._tokens_per_byte[model] = seen if before is None else before + WEIGHT * (seen - before)
+        if len(self._tokens_per_byte) > MODELS_KEPT:
+            self._tokens_per_byte.popitem(last=False)
+
+
+def answer_tokens(exchange: Exchange, default: int) -> int:
+    """Tokens of the answer at most, of all answers that are asked for; `default` if the request sets no limit."""
+    if exchange.endpoint.name == "embeddings":
+        return 0
+    return (asked_tokens(exchange) or default) * choices(exchange)
+
+
+def asked_tokens(exchange: Exchange) -> int:
+    """`max_tokens` of the request, by either of its names; 0 if it sets no limit."""
+    peek = exchange.peek
+    return max(0, *(getattr(peek, name, None) or 0 for name in ("max_completion_tokens", "max_tokens")))
+
+
+def choices(exchange: Exchange) -> int:
+    """How many answers are asked for: `n`, or `best_of`."""
+    peek = exchange.peek
+    return max(1, getattr(peek, "n", None) or 1, getattr(peek, "best_of", None) or 1)
+
+
+def spent(exchange: Exchange, reserved: int) -> int:
+    """Tokens that a request has taken, at its end: as the backend counted them; none if no backend began an answer;
+    all that was reserved if nobody knows, as of a whole answer that the client did not wait for."""
+    if exchange.usage is not None:
+        return exchange.usage.prompt_tokens + exchange.usage.completion_tokens
+    failed = not exchange.attempts or exchange.attempts[-1].reporting is not None
+    return 0 if failed or (exchange.status or 0) >= 400 else reserved
+
+
+def _model(exchange: Exchange) -> str:
+    return exchange.model.name if exchange.model else ""

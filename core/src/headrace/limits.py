@@ -1,0 +1,51 @@
+"""What one caller may use: the names of limits, as configurations, keys and tokens of identity providers write them.
+
+Core says the words; the plugins `ratelimit` and `budget` see to it that they are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from .config import Count, Strict
+
+Money = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""In the currency of the price table, whatever that is."""
+
+
+class RateLimits(Strict, frozen=True, omit_defaults=True):
+    """How much in a time that slides. Every number that is given is a limit of its own."""
+
+    requests_per_minute: Count | None = None
+    """Requests in any 60 seconds."""
+    requests_per_hour: Count | None = None
+    """Requests in any hour."""
+    requests_per_day: Count | None = None
+    """Requests in any 24 hours."""
+    tokens_per_minute: Count | None = None
+    """Tokens, asked and answered, in any 60 seconds."""
+    tokens_per_hour: Count | None = None
+    """Tokens in any hour."""
+    tokens_per_day: Count | None = None
+    """Tokens in any 24 hours."""
+    concurrent: Count | None = None
+    """Requests that are open at the same time; a stream is open until its last byte."""
+
+
+class Budget(Strict, frozen=True, omit_defaults=True):
+    """How much in a day or a month of the calendar. Every number that is given is a limit of its own."""
+
+    cost_per_day: Money | None = None
+    """Money from midnight to midnight."""
+    cost_per_month: Money | None = None
+    """Money from the first of the month on."""
+    tokens_per_day: Count | None = None
+    """Tokens, asked and answered, from midnight to midnight."""
+    tokens_per_month: Count | None = None
+    """Tokens from the first of the month on."""
+
+
+RATES = RateLimits.__struct_fields__
+BUDGETS = Budget.__struct_fields__
