@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from .connection import Connection
 from .errors import GatewayError, PluginFault, UpstreamError
 from .exchange import Exchange, Headers, Reply
@@ -15,6 +17,7 @@ from .streaming import Tail, Taps, UsageHider
 
 BROKEN = "The connection to the backend broke."
 UNFINISHED = "The backend ended the stream before the answer was complete."
+STREAM_HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 NOT_OURS = frozenset(
@@ -42,6 +45,8 @@ async def deliver(exchange: Exchange, reply: Reply, hooks: Hooks, connection: Co
             a reply that is no event stream is left unfinished, so that the connection breaks.
     """
     event_stream = reply.is_event_stream
+    if connection.status is not None and not (event_stream and reply.ok):
+        raise told_late(reply)
     taps = exchange.taps
     if taps is not None:
         taps.event_stream = event_stream
@@ -82,7 +87,8 @@ async def _send_stream(
     tail = Tail()
     connection.events = event_stream
     exchange.status = reply.status
-    await connection.start(reply.status, head(exchange, reply.headers))
+    if connection.status is None:
+        await connection.start(reply.status, head(exchange, reply.headers))
     try:
         await _pump(exchange, stream, tail, connection)
         if event_stream and not dialect.is_complete(bytes(tail)):
@@ -119,6 +125,36 @@ async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, co
         close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
         if close is not None:
             await close()
+
+
+async def comment(exchange: Exchange, text: bytes, connection: Connection) -> None:
+    """See `Exchange.comment`."""
+    if connection.status is None:
+        exchange.inline_reason = "the stream began while the request waited"
+        connection.events = True
+        await connection.start(200, head(exchange, STREAM_HEADERS))
+    await connection.send(b": " + text + b"\n\n")
+
+
+class _Words(msgspec.Struct):
+    message: str
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+class _Said(msgspec.Struct):
+    error: _Words
+
+
+def told_late(reply: Reply) -> GatewayError:
+    """What a backend said instead of a stream, when the stream has begun already: to be told as an event of it."""
+    try:
+        said = msgspec.json.decode(reply.content or b"", type=_Said).error
+    except msgspec.MsgspecError:
+        return UpstreamError("The backend did not answer with a stream.", status=reply.status)
+    code = None if said.code is None else str(said.code)
+    return GatewayError(said.message, status=reply.status, type=said.type, code=code, param=said.param)
 
 
 def head(exchange: Exchange, headers: Headers) -> Headers:

@@ -266,6 +266,7 @@ class Exchange:
         self.events = 0
         """How many pieces of a stream have passed: what its tokens are estimated by if it is cut."""
         self.usage: Usage | None = None
+        self._comment: Callable[[bytes], Awaitable[None]] | None = None
         self._by_name: dict[bytes, bytes] | None = None
         self._fields: dict[str, msgspec.Raw] | None = None
 
@@ -276,6 +277,10 @@ class Exchange:
         value = self._by_name.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def may_comment(self, send: Callable[[bytes], Awaitable[None]] | None) -> None:
+        """From now on `comment` sends through this; through nothing if it is None."""
+        self._comment = send
+
     @property
     def streaming(self) -> bool:
         """Whether the client asked for a stream."""
@@ -285,6 +290,16 @@ class Exchange:
     def wants_usage(self) -> bool:
         """Whether a plugin needs the reply's token counts, asked for by the client or not."""
         return self.usage_wanted or (self.taps is not None and self.taps.wants_usage)
+
+    async def comment(self, text: bytes) -> None:
+        """Send a comment to the client of a stream, so that nobody on the way takes the connection for dead.
+
+        For `admit`, while the request waits. It begins the answer: from then on the core delivers it, what goes wrong
+        is told as an event of the stream, and headers that are added later do not go out. Of a request for a whole
+        answer nothing is sent. `text` is one line.
+        """
+        if self.streaming and self._comment is not None:
+            await self._comment(text)
 
     def close_taps(self, completed: bool) -> None:
         """The reply is over: tell those who watched it. What a stream has cost that was not counted is estimated."""

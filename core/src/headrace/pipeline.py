@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .choice import choose
 from .connection import ClientLeft, Connection
-from .delivery import Cut, deliver, head
+from .delivery import Cut, comment, deliver, head
 from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated, Unavailable
 from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
 from .offload import CLIENT_LEFT, Report, conclude, hand_over
@@ -42,6 +43,7 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
         await hooks.authorize(exchange)
         await hooks.transform_request(exchange)
         exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
+        exchange.may_comment(partial(comment, exchange, connection=connection))
         async with hooks.admit(exchange):
             with connection.watched():
                 exchange.taps = hooks.open_taps(exchange)
@@ -258,6 +260,7 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
         elif gateway.hooks.tells_of_attempts:
             await tell(attempt, gateway, outcome_of(exchange, connection))
     await gateway.hooks.on_complete(exchange, outcome)
+    exchange.may_comment(None)
     for attempt in exchange.attempts:
         attempt.let_go()
 
