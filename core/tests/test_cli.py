@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from headrace.cli import main
 
-COMMANDS = ["config", "explain", "hooks", "new-plugin", "plugins", "serve", "up", "version"]
+COMMANDS = ["config", "explain", "hooks", "new-plugin", "plugins", "serve", "up", "version", "whoami"]
 WITH_CONFIGURATION = [["serve"], ["up"], ["hooks"], ["config", "check"], ["config", "show"], ["explain", "chat"]]
 WORKING = """
 [server]

@@ -263,7 +263,7 @@ def explain(context: click.Context, model: str, key: str | None, endpoint: str, 
     gateway = gateway_of(context)
 
     async def report() -> dict[str, Any]:
-        async with gateway.running():
+        async with gateway.running(looking=True):
             return await decide(gateway, model=model, key=key, endpoint=endpoint, stream=stream)
 
     with _plain_errors():
@@ -275,6 +275,43 @@ def explain(context: click.Context, model: str, key: str | None, endpoint: str, 
         if not key and found.get("error", {}).get("status") == 401:
             click.echo("give a key to ask with: --key KEY, or HEADRACE_KEY", err=True)
     context.exit(1 if "error" in found else 0)
+
+
+@main.command()
+@click.argument("key", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.pass_context
+def whoami(context: click.Context, key: str | None, as_json: bool) -> None:
+    """Say who KEY belongs to, what it may do, and how its limits stand.
+
+    Without KEY it is HEADRACE_KEY, or read from the terminal or standard input: other users of the machine can see
+    what stands on a command line.
+    """
+    import asyncio
+
+    from .whoami import lines_of
+    from .whoami import whoami as ask
+
+    gateway = gateway_of(context)
+    shown = key or os.environ.get("HEADRACE_KEY") or _asked_for("Key")
+
+    async def report() -> dict[str, Any]:
+        async with gateway.running(looking=True):
+            return await ask(gateway, shown)
+
+    with _plain_errors():
+        found = asyncio.run(report())
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo("\n".join(lines_of(found)))
+
+
+def _asked_for(what: str) -> str:
+    """A secret, read without showing it."""
+    if sys.stdin.isatty():
+        return str(click.prompt(what, hide_input=True))
+    return sys.stdin.readline().strip()
 
 
 @main.command("new-plugin")

@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -36,7 +37,10 @@ SOCKET_PATH_LIMIT = 90
 """Unix socket paths are limited to 104 bytes (macOS) or 108 (Linux); file names take the rest."""
 
 CORE_PATHS = frozenset(
-    ("/v1/models", "/v1/models/{model:path}", "/health", "/health/live", "/health/ready", "/openapi.json", "/docs")
+    (
+        *("/v1/models", "/v1/models/{model:path}", "/v1/usage", "/health", "/health/live", "/health/ready"),
+        *("/openapi.json", "/docs"),
+    )
 )
 """What core serves itself."""
 
@@ -232,8 +236,11 @@ class Gateway:
                 raise HeadraceError(f"{path} belongs to another user: set server.state_dir")
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Open the client and enter every plugin's lifespan; close them in the opposite order."""
+    async def running(self, *, looking: bool = False) -> AsyncIterator[None]:
+        """Open the client and enter every plugin's lifespan; close them in the opposite order.
+
+        `looking`: for a command that only looks, while another process may run this gateway.
+        """
         from .health import HealthBoard, ListsModels
         from .reporting import Reporting
         from .upstream import Upstream
@@ -245,11 +252,16 @@ class Gateway:
         self.reporting: Reporting = Reporting(self.runtime_dir, self.worker, self.config.server.report_timeout)
         try:
             self.reporting.open()
-            async with self.ledger.running() if self.counts else contextlib.nullcontext(), self.hooks.lifespan(self):
+            async with self._counting(looking), self.hooks.lifespan(self):
                 yield
         finally:
             self.reporting.close()
             await self.upstream.aclose()
+
+    def _counting(self, looking: bool) -> AbstractAsyncContextManager[None]:
+        if not self.counts:
+            return contextlib.nullcontext()
+        return self.ledger.reading() if looking else self.ledger.running()
 
 
 def _check_listen(listen: str, source: str) -> Iterator[Problem]:

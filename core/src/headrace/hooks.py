@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, GatewayError, PluginError, PluginFault, Problem
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
+from .limits import Standing
 from .registry import Hook
 from .streaming import Tap, Taps
 from .timelimit import time_limit, within
@@ -190,6 +191,18 @@ class Hooks:
             except Exception as error:
                 raise PluginFault(name, "wrap_stream", error) from error
         return stream
+
+    async def standing(self, principal: Principal) -> list[Standing]:
+        """How the caller's limits stand. Raises GatewayError."""
+        found: list[Standing] = []
+        for name, call in self._calls["standing"]:
+            try:
+                found += await call(principal) or ()
+            except GatewayError:
+                raise
+            except Exception as error:
+                raise PluginFault(name, "standing", error) from error
+        return found
 
     def open_taps(self, exchange: Exchange) -> Taps | None:
         """Everybody who watches the reply to come; None if nobody does."""

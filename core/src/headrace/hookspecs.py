@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import GatewayError
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply
 from .kinds import Kind, spec
+from .limits import Standing
 from .streaming import Tap
 
 if TYPE_CHECKING:
@@ -192,6 +193,11 @@ def wrap_stream(exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterat
 @spec(Kind.FIRST)
 async def handle_error(exchange: Exchange, error: GatewayError) -> GatewayError | None:
     """Replace the error that is about to be answered. Fails unexpectedly: the original is kept."""
+
+
+@spec(Kind.COLLECT)
+async def standing(principal: Principal) -> Sequence[Standing] | None:
+    """Say how the limits of this caller stand, for `GET /v1/usage`. Fails unexpectedly: 500 there, and nowhere else."""
 
 
 @spec(Kind.NOTIFY)

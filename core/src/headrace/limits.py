@@ -5,6 +5,8 @@ Core says the words; the plugins `ratelimit` and `budget` see to it that they ar
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import msgspec
@@ -45,6 +47,30 @@ class Budget(Strict, frozen=True, omit_defaults=True):
     """Tokens, asked and answered, from midnight to midnight."""
     tokens_per_month: Count | None = None
     """Tokens from the first of the month on."""
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How one limit stands, as its callers are told."""
+
+    name: str
+    """The configuration's own: `tokens_per_minute`."""
+    of: dict[str, str]
+    """Whose use is counted together: `{"team": "red"}`; empty if everybody's is."""
+    unit: str
+    """What is counted: `requests`, `tokens`, `concurrent`, or a currency."""
+    limit: float
+    used: float
+    remaining: float
+    resets_at: str | None
+    """When nothing of it is used if nobody asks: ISO 8601, UTC. None if that is not known, or nothing is used."""
+
+
+def moment(seconds_from_now: float) -> str | None:
+    """ISO 8601 in UTC, to the second, for `Standing.resets_at`; None if it is now, or never."""
+    if seconds_from_now <= 0 or not math.isfinite(seconds_from_now):
+        return None
+    then = datetime.now(UTC) + timedelta(seconds=math.ceil(seconds_from_now))
+    return then.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 RATES = RateLimits.__struct_fields__

@@ -29,6 +29,7 @@ def core_routes(gateway: Gateway) -> list[Route]:
     return [
         Route("/v1/models", handlers.models, ("GET",), "user", "List the models"),
         Route("/v1/models/{model:path}", handlers.model, ("GET",), "user", "One model"),
+        Route("/v1/usage", handlers.usage, ("GET",), "user", "Who asks, what they may do, and how their limits stand"),
         Route("/health", handlers.health, ("GET",), "public", "Is the gateway up"),
         Route("/health/live", handlers.health, ("GET",), "public", "Is the process alive"),
         Route("/health/ready", handlers.ready, ("GET",), "public", "Can every model be answered"),
@@ -76,6 +77,11 @@ class _Handlers:
             raise Forbidden(f"This key may not use the model {model.name!r}.", param="model")
         return _json(_describe(name, model))
 
+    async def usage(self, request: Request) -> Response:
+        """Of the caller's own key alone."""
+        principal = request.state.principal
+        return _json({**described(principal), "limits": await self._gateway.hooks.standing(principal)})
+
     async def health(self, request: Request) -> Response:
         return _json({"status": "ok"})
 
@@ -90,6 +96,19 @@ class _Handlers:
             "backends": {name: _health(health) for name, health in found.items()},
         }
         return _json(body, 200 if ready else 503)
+
+
+def described(principal: Principal) -> dict[str, Any]:
+    """Who somebody is and what they may do, as they are told themselves."""
+    return {
+        "id": principal.id,
+        "name": principal.name,
+        "owner": principal.owner,
+        "team": principal.team,
+        "role": principal.role,
+        "models": None if principal.models is None else sorted(principal.models),
+        "endpoints": None if principal.endpoints is None else sorted(principal.endpoints),
+    }
 
 
 def _describe(name: str, model: Model) -> dict[str, Any]:

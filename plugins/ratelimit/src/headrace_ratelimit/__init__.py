@@ -11,8 +11,9 @@ from headrace import hookimpl
 from .config import LimitConfig, RatelimitConfig
 
 if TYPE_CHECKING:
-    from headrace.exchange import Exchange
+    from headrace.exchange import Exchange, Principal
     from headrace.gateway import Gateway
+    from headrace.limits import Standing
 
     from .rules import Applied
 
@@ -51,6 +52,15 @@ class Plugin:
             yield
         finally:
             held.settle(applied.amounts(spent(exchange, tokens)))
+
+    @hookimpl
+    async def standing(self, principal: Principal) -> list[Standing]:
+        from .answers import standing
+
+        models = [model.name for model in self._gateway.models]
+        told = self._rules.standing_for(principal, [name for name in models if name in (principal.models or models)])
+        levels = await self._gateway.ledger.levels(tuple(told))
+        return [standing(level, *told[level.limit]) for level in levels]
 
     def _reserve(self, exchange: Exchange, applied: Applied) -> int:
         """Tokens that this request may take at most; 0 if they are not limited."""

@@ -6,11 +6,12 @@ The headers are OpenAI's: https://platform.openai.com/docs/guides/rate-limits#ra
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from headrace.errors import RateLimited
 from headrace.exchange import Headers
 from headrace.ledger import Level, Refusal
+from headrace.limits import Standing, moment
 
 WORDS = {"requests": "requests", "tokens": "tokens", "concurrent": "requests at the same time"}
 
@@ -62,3 +63,16 @@ def refused(refusal: Refusal, unit: str) -> RateLimited:
         )
     wait = math.ceil(refusal.wait)
     return RateLimited(f"The limit of {words} is reached: try again in {wait} s.", headers={"Retry-After": str(wait)})
+
+
+def standing(level: Level, unit: str, name: str, of: Mapping[str, str]) -> Standing:
+    """One limit as `GET /v1/usage` tells it."""
+    return Standing(
+        name=name,
+        of=dict(of),
+        unit=unit,
+        limit=level.limit.most,
+        used=level.used,
+        remaining=level.remaining,
+        resets_at=moment(level.reset),
+    )

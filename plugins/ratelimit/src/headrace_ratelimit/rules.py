@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,12 +33,19 @@ class Part(NamedTuple):
     seconds: float
 
 
+Found = tuple[str, Part, Mapping[str, str]]
+
+
 class Applied(msgspec.Struct, frozen=True):
     """All that one request must fit into."""
 
     limits: tuple[Limit, ...]
     units: tuple[str, ...]
     """What each of them counts: `requests`, `tokens` or `concurrent`."""
+    names: tuple[str, ...]
+    """The configuration's own."""
+    of: tuple[Mapping[str, str], ...]
+    """Whose use each of them counts."""
     tokens: int | None
     """The smallest limit on tokens; None if there is none."""
 
@@ -47,7 +54,7 @@ class Applied(msgspec.Struct, frozen=True):
         return [tokens if unit == "tokens" else 1 for unit in self.units]
 
 
-NOTHING = Applied((), (), None)
+NOTHING = Applied((), (), (), (), None)
 
 
 class Rules:
@@ -63,6 +70,16 @@ class Rules:
         who, model = exchange.principal or ANONYMOUS, exchange.model.name if exchange.model else ""
         return self.applying(who, model, exchange.client if self._by_address else "")
 
+    def standing_for(self, who: Principal, models: Iterable[str]) -> dict[Limit, tuple[str, str, Mapping[str, str]]]:
+        """The limits of a caller, whatever model they ask for, but for those per address: unit, name and whose."""
+        found = {}
+        for model in models:
+            applied = self.applying(who, model, "")
+            for limit, unit, name, of in zip(applied.limits, applied.units, applied.names, applied.of, strict=True):
+                if "address" not in of:
+                    found[limit] = unit, name, of
+        return found
+
     def applying(self, who: Principal, model: str, address: str) -> Applied:
         """Everything that applies to requests of this caller for this model, from this address."""
         if not self._rules and who.limits is None:
@@ -76,23 +93,25 @@ class Rules:
             self._known.popitem(last=False)
         return applied
 
-    def _find(self, who: Principal, model: str, address: str) -> Iterator[tuple[str, Part]]:
-        """Each number that applies, with the key under which it is counted."""
-        of = {"key": who.id, "team": who.team or "", "model": model, "address": network(address)}
+    def _find(self, who: Principal, model: str, address: str) -> Iterator[Found]:
+        """Each number that applies, with the key under which it is counted, and of whom."""
+        all_of = {"key": who.id, "team": who.team or "", "model": model, "address": network(address)}
         for rule, name, parts in self._rules:
             if _is_for(rule, who, model):
-                subject = "/".join(of[each] for each in rule.per)
-                yield from ((f"ratelimit:{name}:{subject}:{part.name}", part) for part in parts)
+                of: Mapping[str, str] = {each: all_of[each] for each in rule.per}
+                yield from ((f"ratelimit:{name}:{'/'.join(of.values())}:{part.name}", part, of) for part in parts)
         if who.limits is not None:
-            yield from ((f"ratelimit:own:{who.id}:{part.name}", part) for part in _parts(who.limits))
+            own: Mapping[str, str] = {"key": who.id}
+            yield from ((f"ratelimit:own:{who.id}:{part.name}", part, own) for part in _parts(who.limits))
 
 
-def _applied(found: Iterator[tuple[str, Part]]) -> Applied:
+def _applied(found: Iterator[Found]) -> Applied:
     parts = list(found)
-    limits = tuple(Limit(key, part.kind, part.most, part.seconds) for key, part in parts)
-    units = tuple(part.name.partition("_per_")[0] for _, part in parts)
+    limits = tuple(Limit(key, part.kind, part.most, part.seconds) for key, part, _ in parts)
+    units = tuple(part.name.partition("_per_")[0] for _, part, _ in parts)
     tokens = [limit.most for limit, unit in zip(limits, units, strict=True) if unit == "tokens"]
-    return Applied(limits, units, min(tokens, default=None))
+    names, of = tuple(part.name for _, part, _ in parts), tuple(of for *_, of in parts)
+    return Applied(limits, units, names, of, min(tokens, default=None))
 
 
 def _is_for(rule: LimitConfig, who: Principal, model: str) -> bool:
