@@ -58,3 +58,12 @@ def test_what_is_itself_an_estimate_teaches_nothing() -> None:
     before = estimator.prompt(exchange)
     estimator.learn(exchange, Usage(prompt_tokens=10_000, estimated=True))
     assert estimator.prompt(exchange) == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [(b'"a"', 5), (b'["a"]', 5), (b'["a","b","c"]', 15), (b"[1,2,3]", 5), (b"[[1,2],[3]]", 10), (b" [ 7, 8]", 5)],
+)
+def test_every_prompt_of_a_completion_has_an_answer_of_its_own(prompt: bytes, tokens: int) -> None:
+    exchange = asking(b'{"model":"m","prompt":%s,"max_tokens":5}' % prompt, "/v1/completions")
+    assert answer_tokens(exchange, default=100) == tokens

@@ -160,6 +160,19 @@ def test_what_is_over_is_forgotten_and_nothing_else(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_what_is_counted_can_be_listed_by_the_beginning_of_its_name(tmp_path: Path) -> None:
+    clock = Clock()
+    ledger = LocalLedger(tmp_path / "ledger", clock=clock)
+    ledger.open()
+    for name, ends in (("a:1", 1e12), ("a:2", clock.now + 5), ("b:1", 1e12)):
+        ledger.take((Limit(name, "sum", 50, ends=ends), Limit(name, "window", 50, 60.0)), (7, 1))
+    assert asyncio.run(ledger.scan("sum", "a:")) == [("a:1", 7), ("a:2", 7)]
+    clock.now += 10
+    assert asyncio.run(ledger.scan("sum", "a:")) == [("a:1", 7)]
+    assert asyncio.run(ledger.scan("window", "")) == [("a:1", 1), ("a:2", 1), ("b:1", 1)]
+    ledger.close()
+
+
 def test_a_file_that_is_something_else_is_named_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_bytes(b"not a database" * 1000)
     with pytest.raises(HeadraceError, match="Move the file away"):

@@ -6,6 +6,8 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .exchange import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
@@ -55,17 +57,29 @@ def asked_tokens(exchange: Exchange) -> int:
 
 
 def choices(exchange: Exchange) -> int:
-    """How many answers are asked for: `n`, or `best_of`."""
+    """How many answers are asked for: `n`, or `best_of`, to each prompt."""
     peek = exchange.peek
-    return max(1, getattr(peek, "n", None) or 1, getattr(peek, "best_of", None) or 1)
+    each = max(1, getattr(peek, "n", None) or 1, getattr(peek, "best_of", None) or 1)
+    prompt = getattr(peek, "prompt", None)
+    return each if prompt is None else each * _prompts(bytes(prompt))
+
+
+def _prompts(raw: bytes) -> int:
+    """How many prompts a completion has: one text, one list of tokens, or a list of either."""
+    if not raw.lstrip().startswith(b"["):
+        return 1
+    items = msgspec.json.decode(raw, type=list[msgspec.Raw])
+    return 1 if not items or bytes(items[0]).lstrip()[:1].isdigit() else len(items)
 
 
 def spent(exchange: Exchange, reserved: int) -> int:
     """Tokens that a request has taken, at its end: as the backend counted them; none if no backend began an answer;
     all that was reserved if nobody knows, as of a whole answer that the client did not wait for."""
+    if not exchange.attempts:
+        return 0
     if exchange.usage is not None:
         return exchange.usage.prompt_tokens + exchange.usage.completion_tokens
-    failed = not exchange.attempts or exchange.attempts[-1].reporting is not None
+    failed = exchange.attempts[-1].reporting is not None
     return 0 if failed or (exchange.status or 0) >= 400 else reserved
 
 

@@ -28,6 +28,12 @@ def test_names_tell_rules_callers_and_numbers_apart_and_do_not_depend_on_the_fil
     assert "ratelimit:team+model:red/chat:requests_per_minute" in found
 
 
+def test_names_with_slashes_are_not_mixed_up() -> None:
+    rules = Rules((rule(per=("team", "model")),))
+    one = keys(rules, Principal(id="x", team="a"), model="b/c")
+    assert one != keys(rules, Principal(id="x", team="a/b"), model="c")
+
+
 def test_every_number_of_a_rule_is_a_limit_of_its_own_kind() -> None:
     applied = Rules((rule(tokens_per_hour=100, tokens_per_day=50, concurrent=2),)).applying(ADA, "chat", "")
     assert [(limit.kind, limit.most, limit.seconds) for limit in applied.limits] == [

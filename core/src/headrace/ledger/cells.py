@@ -188,3 +188,8 @@ def is_over(kind: str, data: array[int], now: float) -> bool:
     if kind == "sum":
         return 0 <= data[1] < now
     return not any(data)
+
+
+def used_of(kind: str, data: array[int]) -> int:
+    """What is used of what is stored."""
+    return sum(data) if kind == "open" else data[1] if kind == "window" else data[0]

@@ -23,8 +23,8 @@ import lmdb
 
 from headrace.errors import HeadraceError, Unavailable
 
-from . import Level, Limit, Refusal
-from .cells import CELLS, Cell, is_over
+from . import Kind, Level, Limit, Refusal
+from .cells import CELLS, Cell, is_over, used_of
 
 logger = logging.getLogger("headrace.ledger")
 
@@ -41,8 +41,8 @@ SETTLE_SECONDS = 0.005
 """For so long what was settled may wait for the next request, whose step then takes it along."""
 SLICE = 200
 """Keys that are looked at in one step of a sweep."""
-LETTERS = {"window": b"w", "sum": b"s", "open": b"o"}
-KINDS = {letter: kind for kind, letter in LETTERS.items()}
+LETTERS: dict[Kind, bytes] = {"window": b"w", "sum": b"s", "open": b"o"}
+KINDS: dict[bytes, Kind] = {letter: kind for kind, letter in LETTERS.items()}
 OPEN = LETTERS["open"]
 
 
@@ -134,6 +134,20 @@ class LocalLedger:
         now = self._clock()
         with self._begin(write=False) as txn:
             return _levels(limits, [_cell(txn, limit, now, self._worker) for limit in limits], now)
+
+    async def scan(self, kind: Kind, prefix: str) -> list[tuple[str, int]]:
+        """Keys that begin with `prefix`, in order, with what is used of each. What is over is left out; keys that are
+        too long to be kept as they are come shortened."""
+        self.flush()
+        start, now, found = LETTERS[kind] + prefix.encode(), self._clock(), []
+        with self._begin(write=False) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(start)
+            while more and (key := bytes(cursor.key())).startswith(start):
+                data = array("q", cursor.value())
+                if not is_over(kind, data, now):
+                    found.append((key[1:].decode(errors="replace"), used_of(kind, data)))
+                more = cursor.next()
+        return found
 
     # --- one step each -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -99,7 +100,8 @@ class Rules:
         for rule, name, parts in self._rules:
             if _is_for(rule, who, model):
                 of: Mapping[str, str] = {each: all_of[each] for each in rule.per}
-                yield from ((f"ratelimit:{name}:{'/'.join(of.values())}:{part.name}", part, of) for part in parts)
+                subject = "/".join(quote(each, safe="") for each in of.values())
+                yield from ((f"ratelimit:{name}:{subject}:{part.name}", part, of) for part in parts)
         if who.limits is not None:
             own: Mapping[str, str] = {"key": who.id}
             yield from ((f"ratelimit:own:{who.id}:{part.name}", part, own) for part in _parts(who.limits))
