@@ -29,7 +29,7 @@ OWN_STACK = """
 listen = "127.0.0.1:{core_port}"
 state_dir = "{folder}/state"
 shutdown_timeout = 5
-delivery = "offload"
+delivery = "{delivery}"
 {server}
 [backends]
 fake = {{ provider = "openai", base_url = "{backend}", model = "fake-model" }}
@@ -49,6 +49,7 @@ development_key = true
 port = {port}
 required = true
 workers = {workers}
+{plugins}
 """
 
 DELIVERIES = {"inline": "inline", "offload": "offload", "module": "offload"}
@@ -165,16 +166,19 @@ def own_stack(launch: Callable[..., Any]) -> Callable[..., Any]:
     """A context with a small stack of the test's own; what is given is added to these tables of its configuration."""
 
     @contextlib.contextmanager
-    def run(workers: int = 1, **tables: str) -> Iterator[Stack]:
+    def run(workers: int = 1, way: str = "offload", **tables: str) -> Iterator[Stack]:
         need("nginx")
         with short_folder() as folder, fake_backend() as fake, raw_backend() as raw:
-            fields = {"server": "", "backends": "", "models": "", "logs": "", **tables, "workers": workers}
+            fields: dict[str, Any] = dict.fromkeys(("server", "backends", "models", "logs", "plugins"), "")
+            fields |= {**tables, "workers": workers, "delivery": (delivery := DELIVERIES[way])}
             fields |= {"port": (port := free_port()), "core_port": free_port(), "folder": folder}
             fields |= {"backend": fake.url, "raw": raw.url}
             config = folder / "headrace.toml"
             config.write_text(OWN_STACK.format(**fields))
+            if way == "module":
+                build_module(folder, config)
             with launch(folder, "--config", str(config), "up") as launched:
-                yield Stack(launched, folder, port, (fake, raw), "offload")
+                yield Stack(launched, folder, port, (fake, raw), delivery)
 
     return run
 
