@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .cycle import Cycle
@@ -179,8 +180,12 @@ class Connection:
 
     async def send(self, chunk: bytes) -> None:
         self.bytes_sent += len(chunk)
-        if self._wire is None or not self._wire.send_now(chunk):
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    @property
+    def send_now(self) -> Callable[[bytes], bool]:
+        """Sends without waiting; False if that cannot be: then `send` does it. Add to `bytes_sent` what it has sent."""
+        return self._wire.send_now if self._wire is not None else _never
 
     async def end(self, chunk: bytes = b"") -> None:
         """Send the last bytes. From here on there is nothing to leave: servers report a complete answer as a
@@ -189,6 +194,10 @@ class Connection:
         self.ended = True
         self.bytes_sent += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk})
+
+
+def _never(chunk: bytes) -> bool:
+    return False
 
 
 def _wire_of(send: Send) -> Cycle | None:

@@ -112,15 +112,19 @@ def _hides_usage(exchange: Exchange, reply: Reply) -> bool:
 
 async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, connection: Connection) -> None:
     """Pass chunks on. Everything in this loop is paid for every chunk of every stream."""
-    add, send, passed = tail.add, connection.send, 0
+    add, send_now, passed, sent = tail.add, connection.send_now, 0, 0
     try:
         async for chunk in stream:
             if exchange.first_byte_at is None:
                 exchange.first_byte_at = time.perf_counter()
             add(chunk)
             passed += 1
-            await send(chunk)
+            if send_now(chunk):
+                sent += len(chunk)
+            else:
+                await connection.send(chunk)
     finally:
+        connection.bytes_sent += sent
         exchange.events = passed
         close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
         if close is not None:

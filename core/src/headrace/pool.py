@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import certifi
+from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -71,6 +73,15 @@ def _proxy(target: Target) -> tuple[URL | None, str | None]:
     return url.with_user(None), f"Basic {base64.b64encode(login).decode()}"
 
 
+class _Handler(ResponseHandler):
+    """aiohttp's end of a connection. After each chunk aiohttp says that reading may go on, feeds its parser nothing
+    and starts its transport again: left out where reading was not stopped."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+
 def _session(target: Target) -> aiohttp.ClientSession:
     timeouts = target.timeouts
     pool: dict[str, Any] = {"limit": target.max_connections}
@@ -80,6 +91,7 @@ def _session(target: Target) -> aiohttp.ClientSession:
         if target.socket
         else aiohttp.TCPConnector(ssl=_context(target.verify), **pool)
     )
+    setattr(connector, "_factory", functools.partial(_Handler, loop=asyncio.get_running_loop()))  # noqa: B010
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(connect=timeouts.connect, sock_connect=timeouts.connect),

@@ -151,6 +151,9 @@ class Tail:
     SIZE = 4096
     """Bytes. What tells of a stream's end (finish reason, usage, `[DONE]`, an error) takes a few hundred."""
 
+    MOST = 4 * SIZE
+    """Bytes that are kept before the first are forgotten, many chunks at once."""
+
     __slots__ = ("_chunks", "_size")
 
     def __init__(self) -> None:
@@ -158,11 +161,14 @@ class Tail:
         self._size = 0
 
     def add(self, chunk: bytes) -> None:
-        chunks = self._chunks
-        chunks.append(chunk)
+        self._chunks.append(chunk)
         self._size += len(chunk)
-        while self._size - len(chunks[0]) >= self.SIZE:
-            self._size -= len(chunks.popleft())
+        if self._size > self.MOST:
+            self._forget()
+
+    def _forget(self) -> None:
+        while self._size - len(self._chunks[0]) >= self.SIZE:
+            self._size -= len(self._chunks.popleft())
 
     def __bytes__(self) -> bytes:
         return b"".join(self._chunks)
