@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.dialects import OPENAI_ENDPOINTS
+from headrace.dialects import OPENAI, OPENAI_ENDPOINTS
 from headrace.estimate import Estimator, answer_tokens
 from headrace.exchange import Exchange, Usage
 
@@ -62,8 +62,38 @@ def test_what_is_itself_an_estimate_teaches_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "tokens"),
-    [(b'"a"', 5), (b'["a"]', 5), (b'["a","b","c"]', 15), (b"[1,2,3]", 5), (b"[[1,2],[3]]", 10), (b" [ 7, 8]", 5)],
+    [
+        (b'"a"', 5),
+        (b'["a"]', 5),
+        (b'["a","b","c"]', 15),
+        (b"[1,2,3]", 5),
+        (b"[[1,2],[3]]", 10),
+        (b" [ 7, 8]", 5),
+        (b"[]", 5),
+    ],
 )
 def test_every_prompt_of_a_completion_has_an_answer_of_its_own(prompt: bytes, tokens: int) -> None:
     exchange = asking(b'{"model":"m","prompt":%s,"max_tokens":5}' % prompt, "/v1/completions")
     assert answer_tokens(exchange, default=100) == tokens
+
+
+def test_a_huge_list_is_not_taken_apart_but_counted_at_its_most() -> None:
+    texts = b",".join([b'"a"'] * 400_000)
+    exchange = asking(b'{"model":"m","prompt":[%s],"max_tokens":5}' % texts, "/v1/completions")
+    assert answer_tokens(exchange, default=100) == 2_000_000
+
+
+@pytest.mark.parametrize(("body", "events"), [(CHAT % b"", 100), (CHAT % b',"logprobs":true', 7)])
+def test_events_that_come_several_at_a_time_are_reckoned_by_their_size(body: bytes, events: int) -> None:
+    exchange = asking(body)
+    exchange.saw(7, 30_000)
+    assert exchange.events == events
+    exchange.saw(200, 30_000)
+    assert exchange.events == 200
+
+
+@pytest.mark.parametrize("count", [-5, 2**40, 2**70, 1.5])
+def test_no_backend_can_say_a_number_that_is_none_of_tokens(count: float) -> None:
+    said = b'{"usage":{"prompt_tokens":%s,"completion_tokens":3}}' % str(count).encode()
+    assert OPENAI.usage(said) is None
+    assert OPENAI.usage(said.replace(str(count).encode(), b"5")) == Usage(5, 3)

@@ -73,6 +73,14 @@ def test_a_second_settlement_changes_nothing(ledger: LocalLedger) -> None:
     assert used(ledger, *ALL) == [10, 10, 0]
 
 
+def test_nobody_gets_back_more_than_was_reserved(ledger: LocalLedger) -> None:
+    taken(ledger, 20, 20, 1).settle((-5, -(2**70), 1))
+    assert used(ledger, *ALL) == [0, 0, 0]
+    taken(ledger, 20, 20, 1).settle((25, 2**70, 1))
+    assert used(ledger, *ALL) == [25, 2**53, 0]
+    assert isinstance(ledger.take((DAY,), (1,)), LocalHold)
+
+
 def test_what_was_settled_just_before_a_refusal_counts_once(ledger: LocalLedger) -> None:
     async def play() -> None:
         hold = await ledger.reserve(ALL, (100, 100, 1))

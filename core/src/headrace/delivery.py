@@ -125,7 +125,7 @@ async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, co
                 await connection.send(chunk)
     finally:
         connection.bytes_sent += sent
-        exchange.events = passed
+        exchange.saw(passed, connection.bytes_sent)
         close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
         if close is not None:
             await close()

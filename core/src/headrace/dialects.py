@@ -153,15 +153,19 @@ def _read_usage(text: bytes) -> Usage | None:
     return Usage(counts.prompt_tokens, counts.completion_tokens, details.cached_tokens or 0 if details else 0)
 
 
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**33)]
+"""What a backend may say: more is no number of tokens."""
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Tokens | None = None
 
 
 class _Counts(msgspec.Struct):
     """https://platform.openai.com/docs/api-reference/chat/object: `usage`. Embeddings have no completion tokens."""
 
-    prompt_tokens: int
-    completion_tokens: int = 0
+    prompt_tokens: Tokens
+    completion_tokens: Tokens = 0
     prompt_tokens_details: _Details | None = None
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from .dialects import CHECKED_BYTES
 from .exchange import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from .exchange import Exchange, Usage
 
+_ONE_PROMPT = re.compile(rb'\s*(?:"|\[\s*[-0-9\]])')
+"""A text, or the tokens of one."""
 MODELS_KEPT = 256
 WEIGHT = 0.1
 """Of one request in the moving average."""
@@ -66,10 +70,11 @@ def choices(exchange: Exchange) -> int:
 
 def _prompts(raw: bytes) -> int:
     """How many prompts a completion has: one text, one list of tokens, or a list of either."""
-    if not raw.lstrip().startswith(b"["):
+    if _ONE_PROMPT.match(raw):
         return 1
-    items = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    return 1 if not items or bytes(items[0]).lstrip()[:1].isdigit() else len(items)
+    if len(raw) > CHECKED_BYTES:
+        return raw.count(b",") + 1  # as many as there can be: to decode them would hold up everybody
+    return len(msgspec.json.decode(raw, type=list[msgspec.Raw]))
 
 
 def spent(exchange: Exchange, reserved: int) -> int:

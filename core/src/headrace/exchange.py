@@ -28,6 +28,8 @@ DeliveryName = Literal["inline", "offload"]
 
 BYTES_PER_TOKEN = 4
 """Of a prompt, roughly: for estimates alone."""
+EVENT_BYTES = 300
+"""Of a stream, with one token in it: few servers say more around it."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -300,6 +302,13 @@ class Exchange:
         """
         if self.streaming and self._comment is not None:
             await self._comment(text)
+
+    def saw(self, pieces: int, size: int) -> None:
+        """So many pieces of a stream, and bytes, have passed. To whoever reads slowly, many events come in one piece:
+        then the size tells how many they were, unless they are larger than usual."""
+        self.events = pieces
+        if size // EVENT_BYTES > pieces and b'"logprobs"' not in self.body:
+            self.events = size // EVENT_BYTES
 
     def close_taps(self, completed: bool) -> None:
         """The reply is over: tell those who watched it. What a stream has cost that was not counted is estimated."""

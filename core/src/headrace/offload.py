@@ -13,6 +13,7 @@ from . import front
 from .connection import ClientLeft, Connection
 from .delivery import BROKEN, UNFINISHED, Cut
 from .errors import GatewayError, Unavailable
+from .estimate import answer_tokens
 from .exchange import Attempt, Exchange, Headers, header
 from .verdict import Failure, as_error
 
@@ -153,18 +154,18 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
 def _look_at(seen: Watched, report: Report, exchange: Exchange, connection: Connection) -> None:
     """Take over what was seen of the reply."""
     if not seen.whole:  # what followed is reckoned by its size
-        exchange.events = round(seen.events * report.bytes / max(1, seen.size))
+        exchange.saw(round(seen.events * report.bytes / max(1, seen.size)), report.bytes)
         return
     connection.bytes_sent = seen.size
     if 200 <= report.status < 300:
-        exchange.events = seen.events if exchange.streaming else 0
+        if exchange.streaming:
+            exchange.saw(seen.events, seen.size)
         exchange.usage = exchange.endpoint.dialect.usage(seen.usage)
 
 
 def _at_most(exchange: Exchange) -> int:
     """How many tokens an answer may have had of which nothing is known."""
-    peek = exchange.peek
-    return getattr(peek, "max_completion_tokens", None) or getattr(peek, "max_tokens", None) or 0
+    return answer_tokens(exchange, exchange.answer_limit or 0)
 
 
 async def take_back(scope: Scope, receive: Receive, send: Send, gateway: Gateway) -> bool:

@@ -23,7 +23,7 @@ import lmdb
 
 from headrace.errors import HeadraceError, Unavailable
 
-from . import Kind, Level, Limit, Refusal
+from . import LARGEST, Kind, Level, Limit, Refusal
 from .cells import CELLS, Cell, is_over, used_of
 
 logger = logging.getLogger("headrace.ledger")
@@ -65,7 +65,8 @@ class LocalHold:
     def settle(self, amounts: Sequence[int]) -> None:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
-            changes = [taken - reserved for taken, reserved in zip(amounts, self._reserved, strict=True)]
+            took = (min(max(amount, 0), LARGEST) for amount in amounts)
+            changes = [amount - reserved for amount, reserved in zip(took, self._reserved, strict=True)]
             ledger.correct(self._limits, self._places, changes)
 
 

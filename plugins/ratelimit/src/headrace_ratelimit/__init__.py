@@ -57,8 +57,9 @@ class Plugin:
     async def standing(self, principal: Principal) -> list[Standing]:
         from .answers import standing
 
-        models = [model.name for model in self._gateway.models]
-        told = self._rules.standing_for(principal, [name for name in models if name in (principal.models or models)])
+        allowed = principal.models
+        models = [model.name for model in self._gateway.models if allowed is None or model.name in allowed]
+        told = self._rules.standing_for(principal, models)
         levels = await self._gateway.ledger.levels(tuple(told))
         return [standing(level, *told[level.limit]) for level in levels]
 
