@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .health import HealthBoard
     from .ledger import Ledger
+    from .limits import Wall
     from .reporting import Reporting
     from .upstream import Upstream
 
@@ -98,6 +99,8 @@ class Gateway:
         self.endpoints: dict[str, Endpoint] = dict(OPENAI_ENDPOINTS)
         self.routes: list[Route] = []
         self.ledgers: dict[str, Ledger] = {}
+        self.walls: list[Wall] = []
+        """What a server in front may refuse by itself: a plugin adds to them when it is made."""
         self.counts = False
         """Whether a plugin counts with `ledger`: it says so when it is made."""
         self.worker = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -47,6 +47,16 @@ class Budget(Strict, frozen=True, omit_defaults=True):
     """Tokens, asked and answered, from midnight to midnight."""
     tokens_per_month: Count | None = None
     """Tokens from the first of the month on."""
+
+
+class Wall(msgspec.Struct, frozen=True, kw_only=True):
+    """What nobody may exceed, whatever else is limited: a server in front refuses a flood without asking the core."""
+
+    per: Literal["key", "address", "everybody"]
+    requests_per_minute: int | None = None
+    """Requests to endpoints in any 60 seconds."""
+    concurrent: int | None = None
+    """Such requests that are open at the same time."""
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):

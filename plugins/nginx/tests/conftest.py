@@ -103,7 +103,7 @@ class Core:
         body = await reader.readexactly(length)
         method, target, _ = line.split(" ")
         self.arrived.append(target)
-        answer = getattr(self, "_" + target.split("?")[0].strip("/"), None)
+        answer = getattr(self, "_" + target.split("?")[0].rpartition("/")[2], None)
         if answer is not None:
             return bool(await answer(reader, writer))
         said = {"method": method, "target": target, "headers": headers, "size": len(body)}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from headrace.limits import Wall
 from headrace_nginx.binary import Nginx
 
 
@@ -118,3 +120,59 @@ def test_a_second_authorization_header_does_not_hide_the_first(throttled: Any) -
     head = b"GET /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer sk-one\r\n"
     found = [throttled.raw(head + b"Authorization: Bearer other-%d\r\n\r\n" % number).status for number in range(4)]
     assert found in ([200, 200, 200, 429], [400, 400, 400, 400])
+
+
+@pytest.fixture
+def walled(binary: str, make_service: Callable[..., Any], tools: Any, tmp_path: Path) -> Callable[..., Any]:
+    """A running nginx with walls that plugins have asked for."""
+
+    @contextlib.contextmanager
+    def run(*walls: Wall) -> Iterator[Any]:
+        service = make_service(tmp_path, binary=binary)
+        service.gateway.walls += walls
+        service.install()
+        with tools.Core(service.gateway.core_socket) as core, tools.started(service) as child:
+            yield tools.Front(service, child, core)
+
+    return run
+
+
+def posts(front: Any, count: int, path: str = "/v1/chat/completions", key: str = "sk-one") -> list[int]:
+    headers = {"Authorization": f"Bearer {key}"}
+    return [front.ask(path, "POST", headers=headers, body=b"{}").status for _ in range(count)]
+
+
+def test_a_wall_per_key_lets_pass_twice_what_a_window_allows_and_no_flood(walled: Any) -> None:
+    with walled(Wall(per="key", requests_per_minute=3)) as front:
+        assert posts(front, 6) == [200] * 4 + [429] * 2
+        assert posts(front, 2, key="sk-two") == [200, 200]
+        refused = front.ask("/v1/chat/completions", "POST", headers={"Authorization": "Bearer sk-one"}, body=b"{}")
+    assert (refused.json()["error"]["code"], refused.header("Retry-After")) == ("rate_limit_exceeded", "20")
+
+
+def test_walls_stand_before_endpoints_alone(walled: Any) -> None:
+    with walled(Wall(per="everybody", requests_per_minute=1)) as front:
+        assert posts(front, 4) == [200, 200, 429, 429]
+        assert posts(front, 3, path="/admin/keys") == [200] * 3
+        assert statuses(front, 3) == [200] * 3
+
+
+def test_a_wall_per_address_counts_all_its_keys(walled: Any) -> None:
+    with walled(Wall(per="address", requests_per_minute=2)) as front:
+        assert [posts(front, 1, key=f"sk-{number}")[0] for number in range(5)] == [200, 200, 200, 429, 429]
+
+
+def test_a_wall_against_open_requests_stands_well_behind_the_limit(walled: Any) -> None:
+    with walled(Wall(per="key", concurrent=1)) as front:
+        asking = [
+            threading.Thread(target=lambda: found.append(posts(front, 1, path="/v1/stream")[0])) for _ in range(12)
+        ]
+        found: list[int] = []
+        for thread in asking:
+            thread.start()
+        while len(found) < 2:  # ten may be open
+            threading.Event().wait(0.01)
+        front.core.release.set()
+        for thread in asking:
+            thread.join(20)
+    assert sorted(found) == [200] * 10 + [429] * 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -22,6 +22,7 @@ from headrace.errors import (
     UpstreamTimeout,
     envelope,
 )
+from headrace.limits import Wall
 
 from .config import NginxConfig
 from .quoting import quoted_json
@@ -49,7 +50,7 @@ class Answer(msgspec.Struct, frozen=True):
         return f"/.headrace/{name}"
 
 
-def answers(config: NginxConfig, max_body_bytes: int) -> list[Answer]:
+def answers(config: NginxConfig, max_body_bytes: int, walls: Sequence[Wall] = ()) -> list[Answer]:
     """Every answer, by status."""
     return [
         Answer(InvalidRequest("This is not a valid HTTP request.", code="invalid_http"), ("400", "501", "505")),
@@ -69,7 +70,7 @@ def answers(config: NginxConfig, max_body_bytes: int) -> list[Answer]:
                 code="uri_too_long",
             )
         ),
-        Answer(_rate_limited(config)),
+        Answer(_rate_limited(config, walls)),
         Answer(HeadersTooLarge("The headers of this request are too large."), ("494",)),
         Answer(GatewayError("The gateway failed to handle this request.", code="internal_error")),
         Answer(UpstreamError("The gateway is not answering. Try again.", headers=_retry(RETRY_SECONDS))),
@@ -78,9 +79,10 @@ def answers(config: NginxConfig, max_body_bytes: int) -> list[Answer]:
     ]
 
 
-def _rate_limited(config: NginxConfig) -> GatewayError:
+def _rate_limited(config: NginxConfig, walls: Sequence[Wall]) -> GatewayError:
     limits = config.throttle
-    rates = [rate for rate in (limits.requests_per_minute, limits.address_requests_per_minute) if rate]
+    set_here = (limits.requests_per_minute, limits.address_requests_per_minute)
+    rates = [rate for rate in (*set_here, *(wall.requests_per_minute for wall in walls)) if rate]
     return RateLimited(
         "Too many requests. Slow down, and try again.", headers=_retry(max(1, -(-60 // min(rates, default=60))))
     )

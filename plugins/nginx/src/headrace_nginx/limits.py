@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from headrace.limits import Wall
+
 from .binary import Platform
 from .config import ThrottleConfig
 from .layout import Layout
 from .quoting import quoted_path, size
 
 CALLER, SECOND, ADDRESS = "$headrace_caller", "$headrace_second", "$binary_remote_addr"
+COUNTED = {"key": CALLER, "address": ADDRESS, "everybody": "everybody"}
+SLACK = 8
+"""Requests that nginx still counts although the core has done with them, or not yet seen them."""
 
 
-def needs_njs(throttle: ThrottleConfig) -> bool:
+def needs_njs(throttle: ThrottleConfig, walls: Sequence[Wall]) -> bool:
     """Whether anything is counted per key."""
-    return throttle.requests_per_minute is not None or throttle.connections_per_key is not None
+    return (
+        any(wall.per == "key" for wall in walls)
+        or throttle.requests_per_minute is not None
+        or throttle.connections_per_key is not None
+    )
 
 
 def _key_variables(platform: Platform) -> list[tuple[str, str]]:
@@ -20,10 +31,11 @@ def _key_variables(platform: Platform) -> list[tuple[str, str]]:
     return [("caller", CALLER), ("second", SECOND)] if platform.njs is not None else [("caller", ADDRESS)]
 
 
-def zones(throttle: ThrottleConfig, platform: Platform, layout: Layout) -> list[str]:
+def zones(throttle: ThrottleConfig, walls: Sequence[Wall], platform: Platform, layout: Layout) -> list[str]:
     """The shared memory of every limit that is set."""
     memory = size(throttle.memory_bytes)
-    lines = _hashing(platform, layout) if needs_njs(throttle) else []
+    lines = _hashing(platform, layout) if needs_njs(throttle, walls) else []
+    lines += _walls_in_http(_standing(walls, platform), memory)
     for name, variable in _key_variables(platform):
         if throttle.requests_per_minute is not None:
             rate = throttle.requests_per_minute
@@ -51,9 +63,38 @@ def _hashing(platform: Platform, layout: Layout) -> list[str]:
     ]
 
 
-def in_location(throttle: ThrottleConfig, platform: Platform) -> list[str]:
-    """The limits where they apply."""
+def _standing(walls: Sequence[Wall], platform: Platform) -> list[Wall]:
+    """Those that this nginx can count: without njs it cannot tell one key from another."""
+    return [wall for wall in walls if wall.per != "key" or platform.njs is not None]
+
+
+def _walls_in_http(walls: Sequence[Wall], memory: str) -> list[str]:
+    """What plugins limit anyway, exactly: nginx is generous, so that it never refuses what they would let pass."""
     lines = []
+    for number, wall in enumerate(walls):
+        counted = f"$headrace_wall_{number}"
+        lines.append(f'map "$request_method $uri" {counted} {{ default ""; "~^POST /v1/" {COUNTED[wall.per]}; }}')
+        if wall.requests_per_minute is not None:
+            zone = f"headrace_wall_rate_{number}:{memory}"
+            lines.append(f"limit_req_zone {counted} zone={zone} rate={wall.requests_per_minute}r/m;")
+        if wall.concurrent is not None:
+            lines.append(f"limit_conn_zone {counted} zone=headrace_wall_open_{number}:{memory};")
+    return lines
+
+
+def _walls_in_location(walls: Sequence[Wall]) -> list[str]:
+    lines = []
+    for number, wall in enumerate(walls):
+        if wall.requests_per_minute is not None:
+            lines.append(f"limit_req zone=headrace_wall_rate_{number} burst={wall.requests_per_minute} nodelay;")
+        if wall.concurrent is not None:
+            lines.append(f"limit_conn headrace_wall_open_{number} {2 * wall.concurrent + SLACK};")
+    return lines
+
+
+def in_location(throttle: ThrottleConfig, walls: Sequence[Wall], platform: Platform) -> list[str]:
+    """The limits where they apply."""
+    lines = _walls_in_location(_standing(walls, platform))
     for name, _ in _key_variables(platform):
         if throttle.requests_per_minute is not None:
             lines.append(_rate(name, throttle.burst))

@@ -37,11 +37,11 @@ def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: La
     """
     fragments = merge_fragments(gateway.hooks.nginx_fragments(gateway))
     limit = config.max_body_bytes or gateway.config.server.max_body_bytes
-    found = answers(config, limit)
+    found = answers(config, limit, gateway.walls)
     http = [
         *_http_basics(gateway, config, layout, limit),
         *logs.access_log(config, layout),
-        *limits.zones(config.throttle, platform, layout),
+        *limits.zones(config.throttle, gateway.walls, platform, layout),
         *proxying.maps(),
         *answer_maps(found),
         "",
@@ -54,7 +54,7 @@ def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: La
     lines = [
         HEADER,
         "",
-        *_main(config, platform, layout, handover is not None),
+        *_main(gateway, config, platform, layout, handover is not None),
         *block("events", _events(config)),
         "",
         *block("http", http),
@@ -86,7 +86,7 @@ def _fragment(fragments: Mapping[str, list[str]], place: str) -> list[str]:
     return ["", "# added by plugins (hook nginx_fragments)", *fragments[place]] if fragments[place] else []
 
 
-def _main(config: NginxConfig, platform: Platform, layout: Layout, scripted: bool) -> list[str]:
+def _main(gateway: Gateway, config: NginxConfig, platform: Platform, layout: Layout, scripted: bool) -> list[str]:
     error_log = layout.log_file(config.error_log)
     lines = [
         "# The supervisor watches the master process, so it stays in the foreground.",
@@ -102,7 +102,7 @@ def _main(config: NginxConfig, platform: Platform, layout: Layout, scripted: boo
             "# Started by root, workers stay root: nobody else may open the socket of the core.",
             f"user {platform.user};",
         ]
-    if (scripted or limits.needs_njs(config.throttle)) and platform.njs not in (None, "builtin"):
+    if (scripted or limits.needs_njs(config.throttle, gateway.walls)) and platform.njs not in (None, "builtin"):
         lines += [f'load_module "{platform.njs}";']
     if scripted and platform.watcher is not None:
         lines += [f"load_module {quoted_path(Path(platform.watcher), 'module')};"]
@@ -154,7 +154,7 @@ def _server(
     location = [
         *proxying.to_core(gateway, config, hands_over=handover is not None),
         *headers,
-        *limits.in_location(config.throttle, platform),
+        *limits.in_location(config.throttle, gateway.walls, platform),
         *_fragment(fragments, "location"),
     ]
     lines = [

@@ -207,7 +207,7 @@ class Service:
         try:
             for folder in (self.layout.runtime, *self._log_folders()):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if limits.needs_njs(self.config.throttle):
+            if limits.needs_njs(self.config.throttle, self.gateway.walls):
                 _write(self.layout.script, keys_script())
             found = self.handover()
             if found is not None:
@@ -248,10 +248,10 @@ class Service:
         reason = handover.why_not(self.nginx().platform)
         if reason and handover.wanted(self.gateway):
             logger.warning("every answer is delivered by the core, none by nginx: %s", reason)
-        if limits.needs_njs(self.config.throttle) and self.nginx().platform.njs is None:
+        if limits.needs_njs(self.config.throttle, self.gateway.walls) and self.nginx().platform.njs is None:
             logger.warning(
-                "this nginx has no njs: [plugins.nginx.throttle] counts callers by address instead of by key "
-                "(Debian: apt install libnginx-mod-http-js)"
+                "this nginx has no njs and cannot tell keys apart: [plugins.nginx.throttle] counts callers by address "
+                "instead of by key (Debian: apt install libnginx-mod-http-js)"
             )
 
     # --- the running nginx ---------------------------------------------------------------------------------

@@ -24,12 +24,14 @@ class Plugin:
     Config = RatelimitConfig
 
     def __init__(self, config: RatelimitConfig, gateway: Gateway) -> None:
-        from .rules import Rules
+        from .rules import Rules, walls
 
         self._config = config
         self._gateway = gateway
         self._rules = Rules(config.limits)
         gateway.counts = True
+        if config.wall:
+            gateway.walls += walls(config.limits)
 
     @hookimpl
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None] | None:

@@ -44,6 +44,10 @@ class RatelimitConfig(Strict, frozen=True):
     """Whether such a request is sent on with that many `max_tokens`. If not, its answer may take more than was
     reserved."""
 
+    wall: bool = True
+    """Whether nginx refuses floods by itself, by the same numbers, without asking the core: twice what a rule per key,
+    per address or for everybody allows. Rules for some callers or models are the core's alone."""
+
     def __post_init__(self) -> None:
         seen = set()
         for rule in self.limits:

@@ -6,16 +6,16 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
 from headrace.exchange import ANONYMOUS
 from headrace.ledger import Kind, Limit
-from headrace.limits import RATES, RateLimits
+from headrace.limits import RATES, RateLimits, Wall
 
-from .config import SPANS, LimitConfig
+from .config import SPANS, LimitConfig, Subject
 
 if TYPE_CHECKING:
     from headrace.exchange import Exchange, Principal
@@ -150,3 +150,15 @@ def network(address: str) -> str:
         return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False).network_address)
     except ValueError:
         return address
+
+
+def walls(rules: Sequence[LimitConfig]) -> list[Wall]:
+    """What a server in front can count of them."""
+    per: dict[tuple[Subject, ...], Literal["key", "address", "everybody"]]
+    per = {("key",): "key", ("address",): "address", (): "everybody"}
+    return [
+        Wall(per=per[rule.per], requests_per_minute=rule.requests_per_minute, concurrent=rule.concurrent)
+        for rule in rules
+        if rule.per in per and not (rule.keys or rule.teams or rule.models)
+        if rule.requests_per_minute or rule.concurrent
+    ]
