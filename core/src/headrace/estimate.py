@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import re
 from collections import OrderedDict
@@ -10,16 +12,23 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .dialects import CHECKED_BYTES
+from .errors import GatewayError, UpstreamError
 from .exchange import BYTES_PER_TOKEN
+from .providers import CountsPrompts
 
 if TYPE_CHECKING:
     from .exchange import Exchange, Usage
+    from .gateway import Gateway
+
+logger = logging.getLogger("headrace.estimate")
 
 _ONE_PROMPT = re.compile(rb'\s*(?:"|\[\s*[-0-9\]])')
 """A text, or the tokens of one."""
 MODELS_KEPT = 256
 WEIGHT = 0.1
 """Of one request in the moving average."""
+COUNT_SECONDS = 0.5
+"""For so long a request may wait until a backend has counted its prompt."""
 MARGIN = 1.1
 """Reserved beyond the average: prompts differ."""
 
@@ -29,11 +38,34 @@ class Estimator:
 
     def __init__(self) -> None:
         self._tokens_per_byte: OrderedDict[str, float] = OrderedDict()
+        self._cannot_count: set[str] = set()
+        """Targets that have been told of."""
 
     def prompt(self, exchange: Exchange) -> int:
-        """Tokens of the prompt, a tenth more than the average says."""
+        """Tokens of the prompt: as counted, or a tenth more than the average says."""
+        if exchange.prompt_tokens is not None:
+            return exchange.prompt_tokens
         rate = self._tokens_per_byte.get(_model(exchange), 1 / BYTES_PER_TOKEN)
         return math.ceil(len(exchange.body) * rate * MARGIN)
+
+    async def count(self, exchange: Exchange, gateway: Gateway) -> None:
+        """Have the prompt counted by the model's first backend, if it can do so within COUNT_SECONDS."""
+        model = exchange.model
+        if exchange.prompt_tokens is not None or model is None:
+            return
+        target = model.targets[0]
+        provider = gateway.providers[target.provider]
+        try:
+            if not isinstance(provider, CountsPrompts):
+                raise UpstreamError(f"The provider {target.provider!r} cannot count tokens.")
+            async with asyncio.timeout(COUNT_SECONDS):
+                exchange.prompt_tokens = await provider.count_prompt(exchange, target)
+        except (GatewayError, TimeoutError) as error:
+            if target.name not in self._cannot_count:
+                self._cannot_count.add(target.name)
+                logger.warning("prompts are estimated: target %s does not count them: %s", target.name, error or "late")
+        else:
+            self._cannot_count.discard(target.name)
 
     def learn(self, exchange: Exchange, usage: Usage) -> None:
         """The backend has counted: the next estimate for its model is the better for it."""

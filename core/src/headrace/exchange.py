@@ -254,6 +254,8 @@ class Exchange:
         """Who watches the reply."""
         self.response_headers: Headers = []
         """Added to whatever answer goes out: plugins append here."""
+        self.prompt_tokens: int | None = None
+        """Tokens of the prompt, if a backend has been asked to count them before it answers."""
         self.answer_limit: int | None = None
         """How many tokens an answer may have if the client sets no limit: a plugin that has reserved no more says so
         in `admit`, and the backend is told."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .dialects import Tokens
 from .edits import edit
 from .errors import UpstreamError
 from .estimate import asked_tokens
@@ -24,6 +25,10 @@ PATHS = {
 """Where OpenAI's API has what core calls by these names (https://platform.openai.com/docs/api-reference)."""
 
 
+TOKENIZED = ("messages", "prompt", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt")
+"""Fields of a request that become its prompt."""
+
+
 def _asks_for_usage(exchange: Exchange) -> bool:
     options = getattr(exchange.peek, "stream_options", None)
     return options is not None and bool(options.include_usage)
@@ -39,6 +44,10 @@ def _with_usage(exchange: Exchange) -> dict[str, Any]:
 def _answer_field(target: Target) -> str:
     """Every server knows `max_tokens`, but OpenAI itself, whose newer models refuse it."""
     return "max_completion_tokens" if "//api.openai.com" in target.base_url else "max_tokens"
+
+
+class _Counted(msgspec.Struct):
+    count: Tokens
 
 
 class _ModelEntry(msgspec.Struct):
@@ -85,6 +94,27 @@ class OpenAIBackend:
         """Send what was built. Raises GatewayError."""
         assert attempt.request is not None
         return await self._gateway.upstream.send(attempt.target, attempt.request)
+
+    async def count_prompt(self, exchange: Exchange, target: Target) -> int:
+        """Tokens of a request's prompt, as vLLM's `/tokenize` counts them
+        (https://docs.vllm.ai/en/latest/serving/openai_compatible_server/#tokenizer-api).
+
+        Raises:
+            GatewayError: the backend has no such thing, or cannot count this prompt.
+        """
+        assert exchange.peek is not None
+        asked = {name: exchange.fields[name] for name in TOKENIZED if name in exchange.fields}
+        request = UpstreamRequest(
+            url=target.base_url.removesuffix("/v1") + "/tokenize",
+            headers={"Content-Type": "application/json", **target_headers(target)},
+            body=msgspec.json.encode({**asked, "model": target.model or exchange.peek.model}),
+        )
+        reply = await self._gateway.upstream.send(target, request)
+        await reply.aclose()
+        try:
+            return msgspec.json.decode(reply.content or b"", type=_Counted).count
+        except msgspec.MsgspecError as error:
+            raise UpstreamError("The backend does not count tokens.", status=reply.status, detail=str(error)) from error
 
     async def models(self, target: Target) -> Sequence[str]:
         """The names under `/models`. Raises GatewayError."""

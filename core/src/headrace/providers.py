@@ -46,6 +46,15 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsPrompts(Protocol):
+    """A provider whose backends can say how many tokens a prompt has."""
+
+    async def count_prompt(self, exchange: Exchange, target: Target) -> int:
+        """Raises GatewayError."""
+        ...
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What a check found."""
 

@@ -59,6 +59,7 @@ class FakeBackend:
         pause: seconds before each chunk.
         cut_after: close the connection after this many chunks; None: end properly.
         silent: never answer.
+        counted: what `/tokenize` says, as vLLM says it; None: there is no such thing, and -1: it never answers.
         requests: every request so far: path, headers, body.
         closed_early: set when a client closed the connection before its answer was complete.
     """
@@ -69,6 +70,7 @@ class FakeBackend:
         self.pause = 0.0
         self.cut_after: int | None = None
         self.silent = False
+        self.counted: int | None = None
         self.error_body = b'{"error":{"message":"told to fail","type":"server_error","param":null,"code":null}}'
         self.response_headers: dict[str, str] = {}
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
@@ -139,6 +141,8 @@ class FakeBackend:
         fields = msgspec.json.decode(body) if body else {}
         if self.status != 200:
             self._whole(writer, self.error_body)
+        elif path == "/tokenize":
+            await self._tokenize(writer)
         elif path.endswith("/models"):
             self._whole(writer, b'{"object":"list","data":[{"id":"fake-model","object":"model"}]}')
         elif fields.get("stream"):
@@ -149,11 +153,18 @@ class FakeBackend:
         await writer.drain()
         return True
 
-    def _whole(self, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def _tokenize(self, writer: asyncio.StreamWriter) -> None:
+        if self.counted == -1:
+            await asyncio.Event().wait()
+        if self.counted is None:
+            self._whole(writer, b'{"detail":"Not Found"}', 404)
+        else:
+            said = {"count": self.counted, "max_model_len": 4096, "tokens": [1] * self.counted, "token_strs": None}
+            self._whole(writer, msgspec.json.encode(said))
+
+    def _whole(self, writer: asyncio.StreamWriter, body: bytes, status: int = 0) -> None:
         extra = "".join(f"{name}: {value}\r\n" for name, value in self.response_headers.items())
-        head = (
-            f"HTTP/1.1 {self.status} X\r\nContent-Type: application/json\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
-        )
+        head = f"HTTP/1.1 {status or self.status} X\r\nContent-Type: application/json\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
 
     async def _stream(self, writer: asyncio.StreamWriter, fields: Mapping[str, Any]) -> bool:

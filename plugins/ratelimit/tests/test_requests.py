@@ -235,3 +235,26 @@ async def test_what_a_backend_refuses_costs_no_tokens() -> None:
 def test_two_rules_for_the_same_callers_are_refused() -> None:
     with pytest.raises(ValueError, match="make them one"):
         RatelimitConfig(limits=(LimitConfig(requests_per_minute=1), LimitConfig(tokens_per_day=1)))
+
+
+async def test_prompts_are_counted_by_the_backend_if_asked_for() -> None:
+    async with limited({"tokens_per_minute": 1000}, exact_prompts=True) as gate:
+        gate.backend.counted = 700
+        answer = await gate.ask(max_tokens=100)
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "200"
+        path, headers, body = gate.backend.requests[0]
+        assert (path, headers["content-type"]) == ("/tokenize", "application/json")
+        assert json.loads(body) == {"model": "fake-model", "messages": CHAT["messages"]}
+        gate.backend.counted = 995
+        assert (await gate.ask(max_tokens=10)).status_code == 429
+
+
+@pytest.mark.parametrize("counted", [None, -1])
+async def test_a_backend_that_does_not_count_leaves_prompts_estimated_and_is_told_of_once(
+    counted: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with limited({"tokens_per_minute": 1000}, exact_prompts=True) as gate:
+        gate.backend.counted = counted
+        for _ in range(2):
+            assert (await gate.ask(max_tokens=100)).status_code == 200
+    assert sum("prompts are estimated" in record.message for record in caplog.records) == 1

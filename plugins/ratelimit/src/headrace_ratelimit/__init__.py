@@ -45,6 +45,8 @@ class Plugin:
 
         from .answers import headers, refused
 
+        if self._config.exact_prompts and applied.tokens is not None:
+            await self._gateway.estimator.count(exchange, self._gateway)
         tokens = self._reserve(exchange, applied)
         held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(tokens))
         exchange.response_headers += headers(held.levels, applied.units)

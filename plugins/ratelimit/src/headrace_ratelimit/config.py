@@ -44,6 +44,10 @@ class RatelimitConfig(Strict, frozen=True):
     """Whether such a request is sent on with that many `max_tokens`. If not, its answer may take more than was
     reserved."""
 
+    exact_prompts: bool = False
+    """Whether the model's first backend is asked to count the tokens of each prompt (`/tokenize`, as vLLM has it) where
+    tokens are limited, instead of estimating them. It costs a request to the backend; what it cannot count within half
+    a second is estimated."""
     wall: bool = True
     """Whether nginx refuses floods by itself, by the same numbers, without asking the core: twice what a rule per key,
     per address or for everybody allows. Rules for some callers or models are the core's alone."""
