@@ -164,8 +164,8 @@ class FakeBackend:
 
     def _whole(self, writer: asyncio.StreamWriter, body: bytes, status: int = 0) -> None:
         extra = "".join(f"{name}: {value}\r\n" for name, value in self.response_headers.items())
-        head = f"HTTP/1.1 {status or self.status} X\r\nContent-Type: application/json\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        head = f"HTTP/1.1 {status or self.status} X\r\nContent-Type: application/json\r\n{extra}"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     async def _stream(self, writer: asyncio.StreamWriter, fields: Mapping[str, Any]) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -22,27 +22,7 @@ from headrace_keys.store import Store
 
 KEY = re.compile(r"hr-[0-9a-z]{12}-[A-Za-z0-9]{32}\n")
 
-CONFIG = """
-[server]
-state_dir = "{state_dir}"
-[backends.b]
-provider = "openai"
-base_url = "http://127.0.0.1:9"
-[models.chat]
-targets = ["b"]
-aliases = ["gpt"]
-[plugins.openai]
-[plugins.keys]
-"""
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "headrace.toml"
-    path.write_text(CONFIG.format(state_dir=tmp_path))
-    return path
 
 
 @pytest.fixture
@@ -99,9 +79,9 @@ def test_list_shows_everything_but_secrets(keys: Run) -> None:
         assert id in done.stdout and id in as_json.stdout
         assert secret not in done.stdout + done.stderr + as_json.stdout + as_json.stderr
     assert "a name so long that no terminal shows it whole" in done.stdout, "a pipe gets whole lines"
-    assert [set(entry) for entry in json.loads(as_json.stdout)] == [
-        {"id", "name", "role", "models", "created", "expires", "state"}
-    ] * 2
+    what = {"id", "name", "role", "owner", "team", "models", "endpoints", "limits", "budget", "metadata"}
+    when = {"created", "expires", "revoked", "former_until", "state"}
+    assert [set(entry) for entry in json.loads(as_json.stdout)] == [what | when] * 2
 
 
 def test_list_without_keys_says_how_to_make_one(keys: Run) -> None:

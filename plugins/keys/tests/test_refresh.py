@@ -15,9 +15,10 @@ import pytest
 
 from headrace.errors import PluginError, Unauthenticated
 from headrace.gateway import Gateway
-from headrace_keys import Plugin, refresh
+from headrace_keys import Plugin, mirror
+from headrace_keys.mirror import Mirror
 from headrace_keys.record import Record
-from headrace_keys.refresh import Mirror
+from headrace_keys.sqlite_store import SQLiteStore
 from headrace_keys.store import Store
 
 Make = Callable[..., Gateway]
@@ -64,9 +65,9 @@ async def test_the_keys_are_read_again_only_after_a_change(
 ) -> None:
     looks: list[Store] = []
     reads: list[Store] = []
-    version, records = Store.version, Store.records
+    version, records = SQLiteStore.version, Store.records
 
-    def watched_version(store: Store) -> int:
+    def watched_version(store: SQLiteStore) -> int:
         looks.append(store)
         return version(store)
 
@@ -74,7 +75,7 @@ async def test_the_keys_are_read_again_only_after_a_change(
         reads.append(store)
         return records(store)
 
-    monkeypatch.setattr(Store, "version", watched_version)
+    monkeypatch.setattr(SQLiteStore, "version", watched_version)
     monkeypatch.setattr(Store, "records", watched_records)
     gateway = make_gateway(refresh_seconds=0.05)
     async with gateway.running():
@@ -176,19 +177,19 @@ async def test_while_its_files_stay_as_they_are_the_database_is_left_alone(
     asked, looks = 0, 0
     is_unchanged, look = Mirror.is_unchanged, Mirror.look
 
-    def counted_question(mirror: Mirror) -> bool:
+    def counted_question(asking: Mirror) -> bool:
         nonlocal asked
         asked += 1
-        return is_unchanged(mirror)
+        return is_unchanged(asking)
 
-    def counted_look(mirror: Mirror) -> None:
+    def counted_look(looking: Mirror) -> None:
         nonlocal looks
         looks += 1
-        look(mirror)
+        look(looking)
 
     monkeypatch.setattr(Mirror, "is_unchanged", counted_question)
     monkeypatch.setattr(Mirror, "look", counted_look)
-    monkeypatch.setattr(refresh, "SURE_NS", 0)
+    monkeypatch.setattr(mirror, "SURE_NS", 0)
     gateway = make_gateway(refresh_seconds=0.05)
     async with gateway.running():
         await eventually(lambda: asked >= 10)

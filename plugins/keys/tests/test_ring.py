@@ -181,7 +181,7 @@ def test_an_unknown_id_costs_the_same_comparison_as_a_wrong_secret(
     monkeypatch.setattr(ring, "compare_digest", watched)
     refusal(keys, bearer(key[:-1] + (b"b" if key.endswith(b"a") else b"a")))
     refusal(keys, bearer(b"hr-000000000000-" + b"a" * 32))
-    assert compared == [(32, 32), (32, 32)]
+    assert compared == [(32, 32)] * 4
 
 
 def test_a_very_long_header_is_answered_at_once(keys: KeyRing, key: bytes) -> None:

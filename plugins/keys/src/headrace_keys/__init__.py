@@ -1,4 +1,4 @@
-"""API keys: hashed at rest, created and revoked without a restart."""
+"""API keys: hashed at rest, created, changed and revoked without a restart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from headrace import hookimpl
-from headrace.config import Strict
+from headrace.config import Secret, Strict
+
+from .place import is_postgres, postgres_place
 
 if TYPE_CHECKING:
     import click
@@ -17,17 +19,43 @@ if TYPE_CHECKING:
     from headrace.exchange import Exchange, Principal
     from headrace.gateway import Gateway
 
+    from .mirror import Mirror
+    from .store import Place
+
 
 class KeysConfig(Strict, frozen=True):
     """`[plugins.keys]`: where keys are kept, and how soon a change is noticed."""
 
-    database: Annotated[str, msgspec.Meta(min_length=1)] = "keys.db"
-    """The SQLite file with the hashed keys, on a local disk; a relative path starts at `server.state_dir`."""
+    database: Secret | None = None
+    """A SQLite file on a local disk, `keys.db` if left out (a relative path starts at `server.state_dir`); or
+    `postgresql://USER@HOST/DATABASE`. Treated as a secret, for such a URL may have a password in it."""
     refresh_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.5
-    """How often a running gateway looks for keys that another process created or revoked."""
+    """How often a running gateway looks for changes that another process made."""
     development_key: bool = False
     """Keep a key named `development` (role `admin`) whose plaintext lies in `state_dir/development.key`.
     For trying things out on one's own machine; while this is false, such a key is not accepted."""
+    admin_api: bool = False
+    """Serve `/admin/keys`, where keys with the role `admin` manage keys over HTTP."""
+    failures_per_minute: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 20
+    """Wrong keys of one address in a minute that are answered 401, by each worker; further wrong ones are answered
+    429. Right keys work all the same. 0: always 401."""
+
+    def __post_init__(self) -> None:
+        if self.database is None:
+            return
+        if not self.database.reveal().strip() or "\0" in self.database.reveal():
+            raise ValueError("database: is empty, or no path")
+        if is_postgres(self.database.reveal()):
+            self._check_server()
+
+    def _check_server(self) -> None:
+        assert self.database is not None
+        try:
+            postgres_place(self.database.reveal())
+        except ValueError as error:
+            raise ValueError(f"database: {error}") from None
+        if self.development_key:  # its plaintext lies in a file of one machine: several would revoke each other's
+            raise ValueError("development_key: is for a database in a file, not on a server")
 
 
 class Plugin:
@@ -36,20 +64,29 @@ class Plugin:
     Config = KeysConfig
 
     def __init__(self, config: KeysConfig, gateway: Gateway) -> None:
-        from .ring import KeyRing
+        from .failures import Failures
+        from .ring import KeyRing, WrongKey
 
         self.config = config
         self._gateway = gateway
+        self._wrong = WrongKey
         self.ring = KeyRing()
+        self.mirror: Mirror | None = None
+        """What keeps `ring` like the database, while the gateway runs."""
+        self.failures = Failures(config.failures_per_minute)
 
     @property
-    def database(self) -> Path:
+    def database(self) -> Place:
         """Where the keys are kept."""
-        return self._gateway.state_dir / Path(self.config.database).expanduser()
+        place = self.config.database.reveal().strip() if self.config.database else "keys.db"
+        return postgres_place(place) if is_postgres(place) else self._gateway.state_dir / Path(place).expanduser()
 
     @hookimpl
     async def authenticate(self, exchange: Exchange) -> Principal | None:
-        return self.ring.authenticate(exchange.headers)
+        try:
+            return self.ring.authenticate(exchange.headers)
+        except self._wrong as error:
+            raise self.failures.answer(exchange.client, error) from None
 
     @hookimpl
     def lifespan(self, gateway: Gateway) -> AbstractAsyncContextManager[None]:
@@ -63,7 +100,15 @@ class Plugin:
         return {"key": key} if key else None
 
     @hookimpl
+    def register_routes(self, gateway: Gateway) -> None:
+        if self.config.admin_api:
+            from .api import AdminAPI
+
+            AdminAPI(self, gateway).register()
+
+    @hookimpl
     def register_commands(self, cli: click.Group) -> None:
+        from . import gitops_commands  # noqa: F401 - adds to them
         from .commands import keys
 
         cli.add_command(keys)

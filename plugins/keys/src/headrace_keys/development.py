@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from headrace.config import Secret
-from headrace.errors import PluginError, Unauthenticated
+from headrace.errors import Unauthenticated
 
+from .files import restrict, write_private
 from .ring import KeyRing
-from .store import Store, explained, restrict
+from .sqlite_store import explained
+from .store import Place, Store
 
 NAME = "development"
 READ_BYTES = 200
 """More than a key has: a file that was replaced by something else is not read whole."""
 
 
-def ensure(database: Path, file: Path) -> str:
+def ensure(database: Place, file: Path) -> str:
     """The development key: that of the file if it works, else a new one, kept in the file from now on.
 
     The database's write lock makes this safe for any number of processes at once. The file is written before the
@@ -34,7 +34,7 @@ def ensure(database: Path, file: Path) -> str:
             if record.development:
                 store.revoke(record.id)
         _, key = store.create(NAME, role="admin", development=True)
-        _write(file, key)
+        write_private(file, key.reveal() + "\n", "the development key")
         return key.reveal()
 
 
@@ -55,21 +55,3 @@ def _works(key: Secret, store: Store) -> bool:
         return ring.authenticate([(b"x-api-key", key.reveal().encode("ascii", "replace"))]) is not None
     except Unauthenticated:
         return False
-
-
-def _write(file: Path, key: Secret) -> None:
-    """Replace the file in one step; nobody ever sees half of it, nor with another mode than 0600."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mkstemp: mode 0600
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(key.reveal() + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise PluginError("keys", f"the development key cannot be kept in {file}: {error.strerror}") from error

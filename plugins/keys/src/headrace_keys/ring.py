@@ -15,6 +15,22 @@ from .keyformat import PATTERN, PREFIX, SECRET_LENGTH, digest, new_salt
 from .record import Record
 
 
+class WrongKey(Unauthenticated):
+    """A key that is nobody's: perhaps somebody is guessing."""
+
+
+class Former(msgspec.Struct, frozen=True):
+    """The secret that a key had before its last rotation."""
+
+    salt: bytes
+    digest: bytes
+    until: float
+    """Seconds since the epoch."""
+
+    def __repr__(self) -> str:
+        return f"Former(until {self.until})"
+
+
 class Entry(msgspec.Struct, frozen=True):
     """What is needed to check one key."""
 
@@ -24,6 +40,7 @@ class Entry(msgspec.Struct, frozen=True):
     expires: float
     """Seconds since the epoch; infinity if never."""
     revoked: bool
+    former: Former | None = None
 
     def __repr__(self) -> str:
         return f"Entry({self.principal.id})"
@@ -35,7 +52,9 @@ class KeyRing:
     def __init__(self) -> None:
         self._entries: dict[bytes, Entry] = {}
         salt = new_salt()
-        self._nobody = Entry(Principal(id="nobody"), salt, digest(b"-" * SECRET_LENGTH, salt), 0.0, True)
+        nothing = digest(b"-" * SECRET_LENGTH, salt)  # of no secret there can be: none has hyphens
+        self._no_former = Former(salt, nothing, 0.0)
+        self._nobody = Entry(Principal(id="nobody"), salt, nothing, 0.0, True)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -56,24 +75,27 @@ class KeyRing:
         match = PATTERN.fullmatch(token)
         if match is None:
             if token.startswith(PREFIX):
-                raise Unauthenticated(
-                    "The API key is not complete: copy it again from its first to its last character."
-                )
+                raise WrongKey("The API key is not complete: copy it again from its first to its last character.")
             return None
         return self._check(*match.groups())
 
     def _check(self, id: bytes, secret: bytes) -> Principal:
-        """An unknown id is compared with nobody's hash, so that it takes as long as a wrong secret."""
-        entry = self._entries.get(id)
-        known = entry is not None
-        entry = entry or self._nobody
-        if not compare_digest(digest(secret, entry.salt), entry.digest) or not known:
-            raise Unauthenticated("The API key is not valid.")
+        """An unknown id is compared with nobody's hashes, so that it takes as long as a wrong secret."""
+        entry = self._entries.get(id, self._nobody)
+        if not compare_digest(digest(secret, entry.salt), entry.digest):
+            self._check_former(entry, secret)
         if entry.revoked:
             raise Unauthenticated("The API key has been revoked: ask for a new one.")
         if entry.expires <= time.time():
             raise Unauthenticated("The API key has expired: ask for a new one.")
         return entry.principal
+
+    def _check_former(self, entry: Entry, secret: bytes) -> None:
+        former = entry.former or self._no_former
+        if not compare_digest(digest(secret, former.salt), former.digest):
+            raise WrongKey("The API key is not valid.")
+        if former.until <= time.time() and not entry.revoked:
+            raise Unauthenticated("The API key has been replaced by a newer one: use that.")
 
 
 def credential(headers: Headers) -> bytes | None:
@@ -107,7 +129,12 @@ def _bearer(value: bytes) -> bytes:
 
 
 def _entry(record: Record, development: bool) -> Entry:
-    principal = Principal(id=record.id, name=record.name, role=record.role, models=record.allowed)
     expires = record.expires if record.expires is not None else float("inf")
     revoked = record.revoked is not None or (record.development and not development)
-    return Entry(principal, record.salt, record.digest, expires, revoked)
+    return Entry(record.principal, record.salt, record.digest, expires, revoked, _former(record))
+
+
+def _former(record: Record) -> Former | None:
+    if record.former_salt is None or record.former_digest is None:
+        return None
+    return Former(record.former_salt, record.former_digest, record.former_until or 0.0)
