@@ -187,6 +187,42 @@ def test_a_file_that_is_something_else_is_named_with_what_to_do(tmp_path: Path) 
         LocalLedger(tmp_path / "ledger").open()
 
 
+def test_after_a_power_cut_counts_are_those_of_the_last_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, boots = tmp_path / "ledger", tmp_path / "boot_id"
+    monkeypatch.setattr("headrace.ledger.file.BOOT_ID", boots)
+    boots.write_text("first")
+
+    async def play() -> None:
+        ledger = LocalLedger(path)
+        async with ledger.running():
+            ledger.take((MONTH,), (70,))  # a copy is put on the disk when the gateway ends
+        ledger.open()
+        ledger.take((MONTH,), (30,))
+        ledger.close()
+
+    asyncio.run(play())
+    ledger = LocalLedger(path)
+    ledger.open()
+    assert used(ledger, MONTH) == [100]  # the machine still runs
+    ledger.close()
+    path.write_bytes(b"\0" * path.stat().st_size)  # as a disk may leave it
+    boots.write_text("second")
+    ledger.open()
+    assert used(ledger, MONTH) == [70]
+    ledger.close()
+
+
+def test_a_copy_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with LocalLedger(tmp_path / "ledger").running() as _:
+            pass
+
+    asyncio.run(play())
+    modes = {each.name: each.stat().st_mode & 0o077 for each in tmp_path.iterdir() if each.name != "ledger.boot-lock"}
+    assert {"ledger", "ledger.saved"} <= set(modes)
+    assert modes["ledger"] == modes["ledger.saved"] == 0
+
+
 def test_without_an_open_file_nothing_is_granted(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         LocalLedger(tmp_path / "ledger").take(ALL, (1, 1, 1))

@@ -14,27 +14,26 @@ import contextlib
 import logging
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
-from headrace.errors import HeadraceError, Unavailable
+from headrace.errors import Unavailable
 
 from . import LARGEST, Kind, Level, Limit, Refusal
 from .cells import CELLS, Cell, is_over, used_of
+from .file import open_file, save
 
 logger = logging.getLogger("headrace.ledger")
 
 FILE = "ledger.mdb"
-MAP_BYTES = 1 << 30
-"""How large the file may become: two million keys. What is not used takes no room."""
 LONGEST_KEY = 500
 LONGEST_PREFIX = LONGEST_KEY - 64
 LOOK_SECONDS = 10.0
-"""So often what is over is forgotten, and what has changed is written to the disk: a power cut loses as much."""
+"""So often what is over is forgotten, and a copy is put on the disk: a power cut loses as much."""
 DUE_KEPT = 10_000
 """Settlements that are kept while they cannot be written."""
 SETTLE_SECONDS = 0.005
@@ -84,26 +83,18 @@ class LocalLedger:
         self._env: lmdb.Environment | None = None
         self._due: list[tuple[Sequence[Limit], Sequence[int], Sequence[int]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._changed = False
+        self._saved = -1
+        """The last step of those that the copy on the disk has."""
 
     def open(self) -> None:
         """Open the file, make it if there is none. Raises HeadraceError."""
-        try:
-            self._env = lmdb.open(
-                str(self._path), map_size=MAP_BYTES, subdir=False, mode=0o600, writemap=True, sync=False, metasync=False
-            )
-        except lmdb.Error as error:
-            raise HeadraceError(
-                f"{self._path}: the counts of limits and budgets cannot be read ({error}). Move the file away to begin "
-                "with none."
-            ) from error
+        self._env = open_file(self._path)
 
     def close(self) -> None:
         """What is settled is written first."""
         self.flush()
         env, self._env = self._env, None
         if env is not None:
-            env.sync(True)
             env.close()
 
     @contextlib.asynccontextmanager
@@ -117,6 +108,8 @@ class LocalLedger:
         finally:
             stop.set()  # not cancelled: a thread may still be busy with the file
             await task
+            self.flush()
+            await self._save()
             self.close()
 
     @contextlib.asynccontextmanager
@@ -193,7 +186,6 @@ class LocalLedger:
             del self._due[:-DUE_KEPT]  # the oldest stay as they were reserved
 
     def _write_due(self, txn: lmdb.Transaction, now: float) -> None:
-        self._changed = True
         for limits, places, changes in self._due:
             for limit, place, change in zip(limits, places, changes, strict=True):
                 if change or limit.kind == "open":
@@ -225,14 +217,28 @@ class LocalLedger:
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
-            try:
-                if self._worker == 0:
+            if self._worker == 0:
+                with self._noting():
                     await self.sweep()
-                if self._changed and self._env is not None:
-                    self._changed = False
-                    await asyncio.to_thread(self._env.sync, True)
-            except lmdb.Error as error:
-                logger.error("%s: %s", self._path, error)
+                await self._save()
+
+    async def _save(self) -> None:
+        """Worker 0 does it for all: it does not know whether the others have changed anything."""
+        if self._worker != 0 or self._env is None:
+            return
+        with self._noting():
+            last = self._env.info()["last_txnid"]
+            if last != self._saved:
+                await asyncio.to_thread(save, self._env, self._path)
+                self._saved = last
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """What goes wrong beside is logged, and tried again."""
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            logger.error("%s: %s", self._path, error)
 
     async def sweep(self) -> None:
         """Forget what is over; others get their turn after every SLICE keys."""

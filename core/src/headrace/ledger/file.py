@@ -1,0 +1,90 @@
+"""The file of the local ledger: written without waiting for the disk, and whole again after a power cut.
+
+While the machine runs, what a process has written is there for all others, even if it is killed. Only when the machine
+itself goes down, what had not reached the disk is lost, and may leave the file damaged. So a copy is put on the disk
+every few seconds; when the machine has been started since the file was last opened, the copy takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+
+from headrace.errors import HeadraceError
+
+MAP_BYTES = 1 << 30
+"""How large the file may become: two million keys. What is not used takes no room."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def open_file(path: Path, boot: str | None = None) -> lmdb.Environment:
+    """Open the file, make it if there is none. `boot` is what tells one start of the machine from another.
+
+    Raises:
+        HeadraceError: it cannot be used; says what to do.
+    """
+    with _explained(path), _locked(path):
+        _restore(path, _boot() if boot is None else boot)
+        return lmdb.open(
+            str(path), map_size=MAP_BYTES, subdir=False, mode=0o600, writemap=True, sync=False, metasync=False
+        )
+
+
+def save(environment: lmdb.Environment, path: Path) -> None:
+    """Put a copy on the disk. Blocks on it. Raises lmdb.Error, OSError."""
+    new = _beside(path, ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        environment.copyfd(descriptor, compact=True)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.replace(_beside(path, ".saved"))
+
+
+def _restore(path: Path, boot: str) -> None:
+    """If the machine was started since the file was in use, it may be damaged: begin from the copy."""
+    seen, saved = _beside(path, ".boot"), _beside(path, ".saved")
+    before = seen.read_text("ascii", "replace") if seen.exists() else boot
+    if before != boot and saved.exists():
+        shutil.copyfile(saved, path)
+        path.chmod(0o600)
+        _beside(path, "-lock").unlink(missing_ok=True)
+    if before != boot or not seen.exists():
+        seen.write_text(boot, "ascii")
+
+
+def _boot() -> str:
+    """Empty where the system does not say."""
+    with contextlib.suppress(OSError):
+        return BOOT_ID.read_text("ascii").strip()
+    return ""
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """For one process at a time."""
+    with _beside(path, ".boot-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise HeadraceError(
+            f"{path}: the counts of limits and budgets cannot be read ({error}). Move the file away to begin with none, or "
+            f"put {path.name}.saved in its place, a copy of some seconds before."
+        ) from error
