@@ -74,6 +74,15 @@ async def test_a_key_for_one_model_sees_and_gets_that_model_only(tmp_path: Path,
     assert tried.status_code == 503, "it got as far as the backend, which is not there"
 
 
+async def test_a_key_for_one_endpoint_gets_that_endpoint_only(tmp_path: Path, database: Path) -> None:
+    key = create(database, endpoints=["embeddings"])
+    async with serving(tmp_path) as client:
+        refused = await client.post("/v1/chat/completions", json=CHAT, headers=key)
+        tried = await client.post("/v1/embeddings", json={"model": "large", "input": "hi"}, headers=key)
+    assert refused.status_code == 403 and refused.json()["error"]["code"] == "forbidden"
+    assert tried.status_code == 503, "it got as far as the backend, which is not there"
+
+
 @pytest.mark.parametrize("token", ["hr-", "hr-000000000000-" + "a" * 32])
 async def test_a_wrong_key_is_refused_even_where_strangers_are_welcome(tmp_path: Path, token: str) -> None:
     async with serving(tmp_path, anonymous=True) as client:

@@ -85,6 +85,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (lmdb.Error, OSError) as error:
         raise HeadraceError(
-            f"{path}: the counts of limits and budgets cannot be read ({error}). Move the file away to begin with none, or "
-            f"put {path.name}.saved in its place, a copy of some seconds before."
+            f"{path}: the counts of limits and budgets cannot be read ({error}). Move the file away to begin with "
+            f"none, or put {path.name}.saved in its place, a copy of some seconds before."
         ) from error

@@ -11,7 +11,7 @@ import msgspec
 from headrace import hookimpl
 from headrace.config import Secret, Strict
 
-from .place import is_postgres, postgres_place
+from .place import is_postgres, is_url, postgres_place
 
 if TYPE_CHECKING:
     import click
@@ -43,15 +43,17 @@ class KeysConfig(Strict, frozen=True):
     def __post_init__(self) -> None:
         if self.database is None:
             return
-        if not self.database.reveal().strip() or "\0" in self.database.reveal():
+        place = self.database.reveal().strip()
+        if not place or "\0" in place:
             raise ValueError("database: is empty, or no path")
-        if is_postgres(self.database.reveal()):
-            self._check_server()
+        if is_postgres(place):
+            self._check_server(place)
+        elif is_url(place):  # its password must not be shown as part of a path
+            raise ValueError("database: is neither a file nor postgresql://USER@HOST/DATABASE")
 
-    def _check_server(self) -> None:
-        assert self.database is not None
+    def _check_server(self, url: str) -> None:
         try:
-            postgres_place(self.database.reveal())
+            postgres_place(url)
         except ValueError as error:
             raise ValueError(f"database: {error}") from None
         if self.development_key:  # its plaintext lies in a file of one machine: several would revoke each other's

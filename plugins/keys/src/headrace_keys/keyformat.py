@@ -27,6 +27,12 @@ DIGEST_BYTES = 32
 PERSON = b"headrace-keys"
 
 PATTERN = re.compile(rb"hr-([%s]{%d})-([A-Za-z0-9]{%d})" % (ID_ALPHABET.encode(), ID_LENGTH, SECRET_LENGTH))
+_ANYWHERE = re.compile(PATTERN.pattern.decode())
+
+
+def holds_key(text: str) -> bool:
+    """Whether a whole key stands somewhere in a text."""
+    return _ANYWHERE.search(text) is not None
 
 
 def new_id() -> str:

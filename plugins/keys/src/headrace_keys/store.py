@@ -96,8 +96,8 @@ class Store(abc.ABC):
             "created": time.time(),
         }
         record = Record(**{"role": "user", "models": None, **fields, **made, "name": name})
-        models = None if record.models is None else tuple(record.models)
-        record = msgspec.structs.replace(record, models=models)
+        words = {name: getattr(record, name) for name in ("models", "endpoints")}
+        record = msgspec.structs.replace(record, **{name: each and tuple(each) for name, each in words.items()})
         self.add(record)
         return record, Secret(keyformat.whole_key(record.id, secret))
 
