@@ -80,7 +80,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def test_every_hook_has_a_test_of_its_own() -> None:
-    sources = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_hooks*.py"))
+    sources = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     tested = re.findall(r"^(?:async )?def (test_hook_\w+)", sources, re.MULTILINE)
     untested = [hook for hook in specifications() if not any(name.startswith(f"test_hook_{hook}_") for name in tested)]
     assert untested == []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.ledger import Limit
-from headrace.ledger.cells import CELLS, SLOTS, Cell, is_over
+from headrace.ledger import Limit, cells
+from headrace.ledger.cells import SLOTS, is_over
 
 MINUTE = Limit("t:m", "window", 100, 60.0)
 SUM = Limit("t:s", "sum", 100, ends=2000.0)
@@ -18,9 +17,33 @@ OPEN = Limit("t:o", "open", 3)
 STEP = 60.0 / SLOTS
 
 
-def again(limit: Limit, cell: Cell | None, now: float, column: int = 0) -> Any:
+class Kept:
+    """What is kept of a limit, looked at at some time by some worker."""
+
+    def __init__(self, limit: Limit, data: bytes | None, now: float, column: int) -> None:
+        self.limit, self.column = limit, column
+        self.data = cells.load(limit, data, now, column)
+
+    @property
+    def used(self) -> int:
+        return self.data[0]
+
+    def take(self, amount: int) -> int:
+        return cells.take(self.limit, self.data, amount, self.column)
+
+    def correct(self, place: int, change: int) -> None:
+        cells.correct(self.limit, self.data, place, change, self.column)
+
+    def wait(self, amount: int, now: float) -> float:
+        return cells.wait(self.limit, self.data, amount, now)
+
+    def reset(self, now: float) -> float:
+        return cells.reset(self.limit, self.data, now)
+
+
+def again(limit: Limit, kept: Kept | None, now: float, column: int = 0) -> Kept:
     """What the next process finds that looks at it."""
-    return CELLS[limit.kind](limit, cell.data.tobytes() if cell else None, now, column)
+    return Kept(limit, kept.data.tobytes() if kept else None, now, column)
 
 
 def test_what_was_used_counts_until_it_is_older_than_the_window() -> None:
@@ -84,6 +107,13 @@ def test_a_clock_that_was_set_back_by_hours_does_not_stop_everything() -> None:
     assert again(MINUTE, window, 1000.0).used == 0
 
 
+def test_what_is_told_right_after_taking_is_what_is_found_later() -> None:
+    for limit, now in ((MINUTE, 1000.3), (SUM, 1000.3)):
+        kept = again(limit, None, now)
+        kept.take(5)
+        assert cells.reset_of_taken(limit, now) == pytest.approx(kept.reset(now))
+
+
 def test_a_sum_counts_until_its_end() -> None:
     sum_ = again(SUM, None, 1000.0)
     sum_.take(90)
@@ -106,7 +136,7 @@ def test_what_is_open_is_counted_by_worker_and_in_all() -> None:
     first = again(OPEN, second, 0.0, column=0)
     first.correct(place, 0)
     assert first.used == 2
-    assert list(first.data) == [0, 0, 2]
+    assert list(first.data) == [2, 0, 0, 2]
 
 
 @given(

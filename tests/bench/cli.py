@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from . import peer_targets
+from . import decisions, peer_targets
 from .load import CLIENT_USAGE
 from .measure import Plan, Turn, take_turn
 from .pages import RESULTS, draw
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     if options.draw:
         return _draw()
+    if options.decisions:
+        return decisions.main(options.redis)
     available = {**OWN, **peer_targets.installed()}
     for name in (name for name in peer_targets.STARTS if name not in available):
         say(f"{name} is not installed, so it is left out (make bench-peers installs it)")
@@ -167,6 +169,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="where the results go; left out: results.json beside the benchmark, from which the documentation is "
         "drawn, or nowhere if --targets leaves some out",
     )
+    parser.add_argument(
+        "--decisions", action="store_true", help="only what keys, ratelimit and budget add to a request"
+    )
+    parser.add_argument("--redis", metavar="URL", help="with --decisions: a Redis or Valkey to count in as well")
     parser.add_argument("--draw", action="store_true", help="only draw chart and tables of docs/ from results.json")
     parser.add_argument(
         "--quick",

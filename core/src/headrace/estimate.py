@@ -89,13 +89,13 @@ def answer_tokens(exchange: Exchange, default: int) -> int:
 def asked_tokens(exchange: Exchange) -> int:
     """`max_tokens` of the request, by either of its names; 0 if it sets no limit."""
     peek = exchange.peek
-    return max(0, *(getattr(peek, name, None) or 0 for name in ("max_completion_tokens", "max_tokens")))
+    return max(getattr(peek, "max_completion_tokens", None) or 0, getattr(peek, "max_tokens", None) or 0, 0)
 
 
 def choices(exchange: Exchange) -> int:
     """How many answers are asked for: `n`, or `best_of`, to each prompt."""
     peek = exchange.peek
-    each = max(1, getattr(peek, "n", None) or 1, getattr(peek, "best_of", None) or 1)
+    each = max(getattr(peek, "n", None) or 1, getattr(peek, "best_of", None) or 1, 1)
     prompt = getattr(peek, "prompt", None)
     return each if prompt is None else each * _prompts(bytes(prompt))
 

@@ -13,16 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
+from hashlib import blake2b
 from typing import Annotated, Literal, Protocol
 
 import msgspec
 
 Kind = Literal["window", "sum", "open"]
+LONGEST_NAME = 500
 LARGEST = 2**53
 """No limit is larger: what every store can count, Redis with its floating-point numbers as well."""
 
 
-class Limit(msgspec.Struct, frozen=True):
+class Limit(msgspec.Struct, frozen=True, dict=True):
     """One thing that is limited."""
 
     key: str
@@ -35,6 +38,14 @@ class Limit(msgspec.Struct, frozen=True):
     """Length of a window."""
     ends: float = math.inf
     """When a sum can be forgotten, in seconds since the epoch."""
+
+    @cached_property
+    def name(self) -> bytes:
+        """Its kind and its key, for stores; a long key is shortened, and told from others by a hash."""
+        name = self.kind[:1].encode() + self.key.encode()
+        if len(name) <= LONGEST_NAME:
+            return name
+        return name[: LONGEST_NAME - 64] + blake2b(name, digest_size=32).hexdigest().encode()
 
 
 class Level(msgspec.Struct, frozen=True):
@@ -66,7 +77,7 @@ class Refusal(msgspec.Struct, frozen=True):
 class Hold(Protocol):
     """What one request has reserved."""
 
-    levels: Sequence[Level]
+    used: Sequence[int]
     """Of all limits, in their order, with what was reserved."""
 
     def settle(self, amounts: Sequence[int]) -> None:

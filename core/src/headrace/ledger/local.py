@@ -15,7 +15,6 @@ import logging
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,12 @@ import lmdb
 
 from headrace.errors import Unavailable
 
-from . import LARGEST, Kind, Level, Limit, Refusal
-from .cells import CELLS, Cell, is_over, used_of
+from . import LARGEST, Kind, Level, Limit, Refusal, cells
 from .file import open_file, save
 
 logger = logging.getLogger("headrace.ledger")
 
 FILE = "ledger.mdb"
-LONGEST_KEY = 500
-LONGEST_PREFIX = LONGEST_KEY - 64
 LOOK_SECONDS = 10.0
 """So often what is over is forgotten, and a copy is put on the disk: a power cut loses as much."""
 DUE_KEPT = 10_000
@@ -45,10 +41,14 @@ KINDS: dict[bytes, Kind] = {letter: kind for kind, letter in LETTERS.items()}
 OPEN = LETTERS["open"]
 
 
+Due = tuple[Sequence[Limit], Sequence[int], Sequence[int]]
+"""What a request has settled: its limits, where each was written, and what changes there."""
+
+
 class LocalHold:
     """See `headrace.ledger.Hold`."""
 
-    __slots__ = ("_ledger", "_limits", "_places", "_reserved", "levels")
+    __slots__ = ("_ledger", "_limits", "_places", "_reserved", "used")
 
     def __init__(
         self,
@@ -56,17 +56,27 @@ class LocalHold:
         limits: Sequence[Limit],
         reserved: Sequence[int],
         places: Sequence[int],
-        levels: Sequence[Level],
+        used: Sequence[int],
     ) -> None:
         self._ledger: LocalLedger | None = ledger
-        self._limits, self._reserved, self._places, self.levels = limits, reserved, places, levels
+        self._limits, self._reserved, self._places, self.used = limits, reserved, places, used
+
+    @property
+    def levels(self) -> list[Level]:
+        now = time.time()
+        return [
+            Level(limit, used, cells.reset_of_taken(limit, now))
+            for limit, used in zip(self._limits, self.used, strict=True)
+        ]
 
     def settle(self, amounts: Sequence[int]) -> None:
         ledger, self._ledger = self._ledger, None
-        if ledger is not None:
-            took = (min(max(amount, 0), LARGEST) for amount in amounts)
-            changes = [amount - reserved for amount, reserved in zip(took, self._reserved, strict=True)]
-            ledger.correct(self._limits, self._places, changes)
+        if ledger is None:
+            return
+        if min(amounts) < 0 or max(amounts) > LARGEST:
+            amounts = [min(max(amount, 0), LARGEST) for amount in amounts]
+        changes = [amount - reserved for amount, reserved in zip(amounts, self._reserved, strict=True)]
+        ledger.correct(self._limits, self._places, changes)
 
 
 class LocalLedger:
@@ -81,7 +91,7 @@ class LocalLedger:
     def __init__(self, path: Path, worker: int = 0, workers: int = 1, clock: Callable[[], float] = time.time) -> None:
         self._path, self._worker, self._workers, self._clock = path, worker, workers, clock
         self._env: lmdb.Environment | None = None
-        self._due: list[tuple[Sequence[Limit], Sequence[int], Sequence[int]]] = []
+        self._due: list[Due] = []
         self._timer: asyncio.TimerHandle | None = None
         self._saved = -1
         """The last step of those that the copy on the disk has."""
@@ -127,7 +137,8 @@ class LocalLedger:
         self.flush()
         now = self._clock()
         with self._begin(write=False) as txn:
-            return _levels(limits, [_cell(txn, limit, now, self._worker) for limit in limits], now)
+            step = _Step(txn, now, self._worker)
+            return _levels(limits, [step.cell(limit) for limit in limits], now)
 
     async def scan(self, kind: Kind, prefix: str) -> list[tuple[str, int]]:
         """Keys that begin with `prefix`, in order, with what is used of each. What is over is left out; keys that are
@@ -138,8 +149,8 @@ class LocalLedger:
             more = cursor.set_range(start)
             while more and (key := bytes(cursor.key())).startswith(start):
                 data = array("q", cursor.value())
-                if not is_over(kind, data, now):
-                    found.append((key[1:].decode(errors="replace"), used_of(kind, data)))
+                if not cells.is_over(kind, data, now):
+                    found.append((key[1:].decode(errors="replace"), data[0]))
                 more = cursor.next()
         return found
 
@@ -150,18 +161,17 @@ class LocalLedger:
         now = self._clock()
         try:
             with self._begin(write=True) as txn:
-                self._write_due(txn, now)
-                cells = [_cell(txn, limit, now, self._worker) for limit in limits]
-                fits = all(
-                    cell.used + amount <= limit.most for limit, cell, amount in zip(limits, cells, amounts, strict=True)
-                )
-                places = _take(txn, limits, cells, amounts) if fits else []
+                step = _Step(txn, now, self._worker)
+                step.settle(self._due)
+                found = [step.cell(limit) for limit in limits]
+                places = step.take(limits, found, amounts)
+                step.write()
             self._due.clear()
         except lmdb.Error as error:
             raise _unavailable(error) from error
-        if not fits:
-            return _refusal(limits, cells, amounts, now)
-        return LocalHold(self, limits, amounts, places, _levels(limits, cells, now))
+        if places is None:
+            return _refusal(limits, found, amounts, now)
+        return LocalHold(self, limits, amounts, places, [cell[0] for cell in found])
 
     def correct(self, limits: Sequence[Limit], places: Sequence[int], changes: Sequence[int]) -> None:
         """What `settle` does, soon: in one step with the next request, or with all others that end meanwhile."""
@@ -179,19 +189,13 @@ class LocalLedger:
             return
         try:
             with self._begin(write=True) as txn:
-                self._write_due(txn, self._clock())
+                step = _Step(txn, self._clock(), self._worker)
+                step.settle(self._due)
+                step.write()
             self._due.clear()
         except lmdb.Error as error:
             logger.error("what requests took cannot be written: %s", error)
             del self._due[:-DUE_KEPT]  # the oldest stay as they were reserved
-
-    def _write_due(self, txn: lmdb.Transaction, now: float) -> None:
-        for limits, places, changes in self._due:
-            for limit, place, change in zip(limits, places, changes, strict=True):
-                if change or limit.kind == "open":
-                    cell = _cell(txn, limit, now, self._worker)
-                    cell.correct(place, change)
-                    txn.put(_key(limit), cell.data.tobytes())
 
     def _begin(self, write: bool) -> lmdb.Transaction:
         if self._env is None:
@@ -206,9 +210,11 @@ class LocalLedger:
             found = cursor.set_range(OPEN)
             while found and bytes(cursor.key()[:1]) == OPEN:
                 data = array("q", cursor.value())
-                for column in (self._worker, *(range(self._workers, len(data)) if self._worker == 0 else ())):
-                    if column < len(data):
-                        data[column] = 0
+                gone = range(self._workers, len(data) - 1) if self._worker == 0 else ()
+                for column in (self._worker, *gone):
+                    if column + 1 < len(data):
+                        data[0] -= data[1 + column]
+                        data[1 + column] = 0
                 cursor.put(cursor.key(), data.tobytes())
                 found = cursor.next()
 
@@ -255,7 +261,7 @@ class LocalLedger:
             for _ in range(SLICE):
                 if not found:
                     return None
-                over = is_over(KINDS[bytes(cursor.key()[:1])], array("q", cursor.value()), now)
+                over = cells.is_over(KINDS[bytes(cursor.key()[:1])], array("q", cursor.value()), now)
                 found = (cursor.delete() and bool(cursor.key())) if over else cursor.next()
             return bytes(cursor.key()) if found else None
 
@@ -265,31 +271,50 @@ class LocalLedger:
             return int(txn.stat()["entries"])
 
 
-def _key(limit: Limit) -> bytes:
-    key = LETTERS[limit.kind] + limit.key.encode()
-    return key if len(key) <= LONGEST_KEY else key[:LONGEST_PREFIX] + blake2b(key, digest_size=32).hexdigest().encode()
+class _Step:
+    """One transaction: what is looked at is read once, and written once."""
+
+    __slots__ = ("_cells", "_column", "_now", "_txn")
+
+    def __init__(self, txn: lmdb.Transaction, now: float, column: int) -> None:
+        self._txn, self._now, self._column = txn, now, column
+        self._cells: dict[bytes, cells.Cell] = {}
+
+    def cell(self, limit: Limit) -> cells.Cell:
+        cell = self._cells.get(limit.name)
+        if cell is None:
+            stored: Any = self._txn.get(limit.name)
+            cell = self._cells[limit.name] = cells.load(limit, stored, self._now, self._column)
+        return cell
+
+    def take(self, limits: Sequence[Limit], found: Sequence[cells.Cell], amounts: Sequence[int]) -> list[int] | None:
+        """Where each was written; None if one does not fit, and then nothing was taken."""
+        for limit, cell, amount in zip(limits, found, amounts, strict=True):
+            if cell[0] + amount > limit.most:
+                return None
+        column = self._column
+        return [
+            cells.take(limit, cell, amount, column) for limit, cell, amount in zip(limits, found, amounts, strict=True)
+        ]
+
+    def settle(self, due: Sequence[Due]) -> None:
+        for limits, places, changes in due:
+            for limit, place, change in zip(limits, places, changes, strict=True):
+                if change or limit.kind == "open":
+                    cells.correct(limit, self.cell(limit), place, change, self._column)
+
+    def write(self) -> None:
+        for name, cell in self._cells.items():
+            self._txn.put(name, cell.tobytes())
 
 
-def _cell(txn: lmdb.Transaction, limit: Limit, now: float, column: int) -> Cell:
-    stored: Any = txn.get(_key(limit))
-    return CELLS[limit.kind](limit, stored, now, column)
+def _levels(limits: Sequence[Limit], found: Sequence[cells.Cell], now: float) -> list[Level]:
+    return [Level(limit, cell[0], cells.reset(limit, cell, now)) for limit, cell in zip(limits, found, strict=True)]
 
 
-def _take(txn: lmdb.Transaction, limits: Sequence[Limit], cells: Sequence[Cell], amounts: Sequence[int]) -> list[int]:
-    places = []
-    for limit, cell, amount in zip(limits, cells, amounts, strict=True):
-        places.append(cell.take(amount))
-        txn.put(_key(limit), cell.data.tobytes())
-    return places
-
-
-def _levels(limits: Sequence[Limit], cells: Sequence[Cell], now: float) -> list[Level]:
-    return [Level(limit, cell.used, cell.reset(now)) for limit, cell in zip(limits, cells, strict=True)]
-
-
-def _refusal(limits: Sequence[Limit], cells: Sequence[Cell], amounts: Sequence[int], now: float) -> Refusal:
-    levels = _levels(limits, cells, now)
-    waits = [cell.wait(amount, now) for cell, amount in zip(cells, amounts, strict=True)]
+def _refusal(limits: Sequence[Limit], found: Sequence[cells.Cell], amounts: Sequence[int], now: float) -> Refusal:
+    levels = _levels(limits, found, now)
+    waits = [cells.wait(limit, cell, amount, now) for limit, cell, amount in zip(limits, found, amounts, strict=True)]
     longest = max(range(len(waits)), key=waits.__getitem__)
     return Refusal(levels[longest], amounts[longest], waits[longest], levels)
 

@@ -7,48 +7,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from headrace.errors import RateLimited
 from headrace.exchange import Headers
 from headrace.ledger import Level, Refusal
+from headrace.ledger.cells import reset_of_taken
 from headrace.limits import Standing, moment
+
+if TYPE_CHECKING:
+    from .rules import Applied
 
 WORDS = {"requests": "requests", "tokens": "tokens", "concurrent": "requests at the same time"}
 
 
-def headers(levels: Sequence[Level], units: Sequence[str]) -> Headers:
-    """Of requests and of tokens, the limit that is nearest to its end."""
+NAMES = {
+    unit: tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
+    for unit in ("requests", "tokens")
+}
+
+
+def headers(applied: Applied, used: Sequence[int], now: float) -> Headers:
+    """Of requests and of tokens, the limit that is nearest to its end, with so much used of each."""
     found: Headers = []
-    for unit in ("requests", "tokens"):
-        level = _nearest(levels, units, unit)
-        if level is not None:
-            found += (
-                (b"x-ratelimit-limit-" + unit.encode(), b"%d" % level.limit.most),
-                (b"x-ratelimit-remaining-" + unit.encode(), b"%d" % level.remaining),
-                (b"x-ratelimit-reset-" + unit.encode(), duration(level.reset).encode()),
-            )
+    for unit, places in applied.places.items():
+        at = places[0] if len(places) == 1 else min(places, key=lambda at: 1 - used[at] / applied.limits[at].most)
+        limit = applied.limits[at]
+        most, remaining, reset = NAMES[unit]
+        found.append((most, b"%d" % limit.most))
+        found.append((remaining, b"%d" % max(0, limit.most - used[at])))
+        found.append((reset, duration(math.ceil(reset_of_taken(limit, now)))))
     return found
 
 
-def _nearest(levels: Sequence[Level], units: Sequence[str], unit: str) -> Level | None:
-    nearest = None
-    for level, its in zip(levels, units, strict=True):
-        if its == unit and (nearest is None or _part_left(level) < _part_left(nearest)):
-            nearest = level
-    return nearest
-
-
-def _part_left(level: Level) -> float:
-    return level.remaining / level.limit.most
-
-
-def duration(seconds: float) -> str:
-    """As OpenAI writes it: `6m0s`, `1.5s`, `250ms`."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(round(seconds, 3), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{rest:g}s"
+@lru_cache(maxsize=4096)
+def duration(seconds: int) -> bytes:
+    """As OpenAI writes it: `6m0s`, `1s`."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{rest}s").encode()
 
 
 def refused(refusal: Refusal, unit: str) -> RateLimited:

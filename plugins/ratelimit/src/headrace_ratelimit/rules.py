@@ -49,13 +49,15 @@ class Applied(msgspec.Struct, frozen=True):
     """Whose use each of them counts."""
     tokens: int | None
     """The smallest limit on tokens; None if there is none."""
+    places: Mapping[str, tuple[int, ...]]
+    """Of requests and of tokens, which of the limits are of that."""
 
     def amounts(self, tokens: int) -> list[int]:
         """What a request of so many tokens needs of each limit."""
         return [tokens if unit == "tokens" else 1 for unit in self.units]
 
 
-NOTHING = Applied((), (), (), (), None)
+NOTHING = Applied((), (), (), (), None, {})
 
 
 class Rules:
@@ -113,7 +115,12 @@ def _applied(found: Iterator[Found]) -> Applied:
     units = tuple(part.name.partition("_per_")[0] for _, part, _ in parts)
     tokens = [limit.most for limit, unit in zip(limits, units, strict=True) if unit == "tokens"]
     names, of = tuple(part.name for _, part, _ in parts), tuple(of for *_, of in parts)
-    return Applied(limits, units, names, of, min(tokens, default=None))
+    places: dict[str, tuple[int, ...]] = {
+        unit: tuple(place for place, its in enumerate(units) if its == unit)
+        for unit in ("requests", "tokens")
+        if unit in units
+    }
+    return Applied(limits, units, names, of, min(tokens, default=None), places)
 
 
 def _is_for(rule: LimitConfig, who: Principal, model: str) -> bool:

@@ -1,0 +1,64 @@
+"""What one request holds while it lasts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from headrace.estimate import asked_tokens, choices, spent
+from headrace.ledger import Refusal
+
+from .answers import headers, refused
+
+if TYPE_CHECKING:
+    from headrace.exchange import Exchange
+    from headrace.gateway import Gateway
+    from headrace.ledger import Hold
+
+    from .config import RatelimitConfig
+    from .rules import Applied
+
+
+class Holding:
+    """Reserves when it is entered, settles when it is left: a context of one request.
+
+    A class, not a generator: asyncio keeps book of asynchronous generators, which costs more than all of this.
+    """
+
+    __slots__ = ("_applied", "_config", "_exchange", "_gateway", "_held", "_tokens")
+
+    def __init__(self, gateway: Gateway, config: RatelimitConfig, exchange: Exchange, applied: Applied) -> None:
+        self._gateway, self._config, self._exchange, self._applied = gateway, config, exchange, applied
+        self._held: Hold | None = None
+        self._tokens = 0
+
+    async def __aenter__(self) -> None:
+        exchange, applied = self._exchange, self._applied
+        if applied.tokens is not None:
+            exchange.usage_wanted = True
+            if self._config.exact_prompts:
+                await self._gateway.estimator.count(exchange, self._gateway)
+            self._tokens = self._needed(applied.tokens)
+        held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(self._tokens))
+        if isinstance(held, Refusal):
+            exchange.response_headers += headers(applied, [level.used for level in held.levels], time.time())
+            raise refused(held, applied.units[applied.limits.index(held.level.limit)])
+        exchange.response_headers += headers(applied, held.used, time.time())
+        self._held = held
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self._held is not None:
+            self._held.settle(self._applied.amounts(spent(self._exchange, self._tokens)))
+
+    def _needed(self, limit: int) -> int:
+        """Tokens that this request may take at most, where so many are the smallest limit."""
+        exchange = self._exchange
+        prompt = self._gateway.estimator.prompt(exchange)
+        if exchange.endpoint.name == "embeddings":
+            return prompt
+        asked, answers = asked_tokens(exchange), choices(exchange)
+        if not asked:
+            asked = max(1, min(self._config.default_max_tokens, (limit - prompt) // answers))
+            if self._config.cap_answers:
+                exchange.answer_limit = min(asked, exchange.answer_limit or asked)
+        return prompt + asked * answers
