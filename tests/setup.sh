@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the tests need beside Python: nginx with njs and its sources, a compiler, a browser, node, curl and openssl. Debian's packages are installed
-# where that is allowed; anywhere else one line says what is missing.
+# What the tests need beside Python: nginx with njs and its sources, a compiler, a browser, node, PostgreSQL, curl and
+# openssl. Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
 set -eu
 
 missing=""
@@ -26,6 +26,11 @@ case ",${HEADRACE_TEST_SKIP:-}," in *,chromium,*) ;; *)
     need chromedriver chromium-driver ;;
 esac
 case ",${HEADRACE_TEST_SKIP:-}," in *,node,*) ;; *) need npm npm ;; esac
+case ",${HEADRACE_TEST_SKIP:-}," in *,postgresql,*) ;; *)
+    if ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+        need postgres postgresql
+    fi ;;
+esac
 need curl curl
 need openssl openssl
 
@@ -43,7 +48,7 @@ fi
 if command -v apt-get >/dev/null 2>&1; then
     how="sudo apt-get install$missing"
 else
-    how="brew install nginx node curl openssl && brew install --cask chromium chromedriver"
+    how="brew install nginx node postgresql curl openssl && brew install --cask chromium chromedriver"
 fi
-echo "The tests need$missing: run \`$how\`, or leave those tests out with HEADRACE_TEST_SKIP=nginx,chromium,node" >&2
+echo "The tests need$missing: run \`$how\`, or leave those tests out with HEADRACE_TEST_SKIP=nginx,chromium,node,postgresql" >&2
 exit 1

@@ -110,6 +110,8 @@ def _default(field: types.Field) -> str:
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     if value is None or isinstance(value, msgspec.Struct):
         return ""
+    if isinstance(value, Secret):  # one that stands in the source is none
+        value = value.reveal()
     return f"`{json.dumps(value, ensure_ascii=False)}`"  # TOML writes such values as JSON does
 
 

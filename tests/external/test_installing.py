@@ -8,7 +8,7 @@ from typing import Any
 
 LIMIT_MEGABYTES = 40
 LIMIT_SECONDS = 0.3
-PLUGINS = ("openai", "embedded", "nginx", "keys", "logs", "cors", "playground", "ratelimit")
+PLUGINS = ("openai", "embedded", "nginx", "keys", "logs", "cors", "playground", "ratelimit", "budget", "queue")
 
 
 def test_the_core_and_all_it_needs_are_small(bare_megabytes: float) -> None:

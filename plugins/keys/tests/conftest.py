@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import pwd
@@ -16,11 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from headrace.cli import main
 from headrace.errors import PluginError
@@ -143,10 +148,33 @@ class PostgresServer:
         arguments = ["-U", "owner", "-A", "scram-sha-256", f"--pwfile={password}", "--no-sync", "-E", "UTF8"]
         argv = [str(self._programs / "initdb"), "-D", str(self.directory / "data"), *arguments, "--locale=C"]
         subprocess.run(argv, check=True, capture_output=True, timeout=120, cwd=self.directory, **self._user)
+        self._certify()
+
+    def _certify(self) -> None:
+        """A certificate of its own, which vouches for itself."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        builder = builder.serial_number(1).not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+        addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        certificate = builder.add_extension(addresses, critical=False).sign(key, hashes.SHA256())
+        pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
+        self.certificate.write_bytes(certificate.public_bytes(pem))
+        private = self.directory / "data" / "server.key"
+        private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none))
+        private.chmod(0o600)
+        if self._user:
+            os.chown(private, self._user["user"], self._user["group"])
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "server.crt"
 
     def start(self) -> None:
         options = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.directory}
         options |= {"fsync": "off", "shared_buffers": "8MB", "max_connections": 30}
+        options |= {"ssl": "on", "ssl_cert_file": self.certificate}
         argv = [str(self._programs / "postgres"), "-D", str(self.directory / "data")]
         argv += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self.directory / "log").open("ab") as log:

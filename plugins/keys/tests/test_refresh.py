@@ -15,6 +15,7 @@ import pytest
 
 from headrace.errors import PluginError, Unauthenticated
 from headrace.gateway import Gateway
+from headrace.limits import RateLimits
 from headrace_keys import Plugin, mirror
 from headrace_keys.mirror import Mirror
 from headrace_keys.record import Record
@@ -44,6 +45,17 @@ async def test_a_key_made_before_the_start_works_at_once(
     gateway = make_gateway()
     async with gateway.running():
         assert works(gateway, key)
+
+
+async def test_limits_that_nothing_enforces_are_told_of_at_the_start(
+    make_gateway: Make, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store.open(database) as store, store.writing():
+        store.create("alice", limits=RateLimits(concurrent=1))
+    async with make_gateway().running():
+        pass
+    (line,) = [record.message for record in caplog.records if "enforces" in record.message]
+    assert "'ratelimit'" in line
 
 
 async def test_keys_made_and_revoked_by_another_process_count_within_a_second(

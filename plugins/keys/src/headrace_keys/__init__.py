@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,6 +77,11 @@ class Plugin:
         self.mirror: Mirror | None = None
         """What keeps `ring` like the database, while the gateway runs."""
         self.failures = Failures(config.failures_per_minute)
+
+    @property
+    def neighbours(self) -> Collection[str]:
+        """The names of all plugins of this gateway."""
+        return self._gateway.plugins.keys()
 
     @property
     def database(self) -> Place:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from .changes import KEPT_BY
 from .mirror import Mirror
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ async def refreshing(plugin: Plugin) -> AsyncIterator[None]:
     await asyncio.to_thread(plugin.ensure_development_key)
     mirror = plugin.mirror = Mirror(plugin.database, plugin.ring, development=plugin.config.development_key)
     await asyncio.to_thread(mirror.look)
+    for name, keeper in KEPT_BY.items():
+        if keeper not in plugin.neighbours and any(getattr(each, name) for each in plugin.ring.principals()):
+            logger.warning("there are keys with %s, which nothing enforces: enable the plugin %r", name, keeper)
     stop = asyncio.Event()
     task = asyncio.create_task(_watch(mirror, plugin.config.refresh_seconds, stop), name="headrace-keys-refresh")
     try:

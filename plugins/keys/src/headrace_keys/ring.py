@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hmac import compare_digest
 
 import msgspec
@@ -58,6 +58,10 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def principals(self) -> Iterator[Principal]:
+        """Everybody who has a key, be it in force or not."""
+        return (entry.principal for entry in self._entries.values())
 
     def replace(self, records: Iterable[Record], *, development: bool) -> None:
         """Take over what the database says; development keys count only if `development`."""
