@@ -21,7 +21,7 @@ from headrace.settings import parse
 from headrace.testing import FakeBackend, serve
 
 SMALL = """
-[models.base]
+[models.chat]
 targets = [{ provider = "openai", base_url = "http://127.0.0.1:8000" }]
 [plugins.keys]
 [plugins.openai]
@@ -31,7 +31,11 @@ targets = [{ provider = "openai", base_url = "http://127.0.0.1:8000" }]
 OF_MAKE_RUN = "https://localhost:8443/v1"
 """The address in programs that are shown; the tests run them against a gateway of their own."""
 
-ENVIRONMENT = {"OPENAI_API_KEY": "sk-of-a-test", "ALLOWED_ORIGINS": "https://app.example.com"}
+ENVIRONMENT = {
+    "OPENAI_API_KEY": "sk-of-a-test",
+    "ALLOWED_ORIGINS": "https://app.example.com",
+    "REDIS_URL": "redis://127.0.0.1:6379/0",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -148,6 +148,8 @@ def serve(context: click.Context, socket_only: bool, worker: int) -> None:
     if worker >= workers:
         raise click.BadParameter(f"there are {workers} (server.workers)", context, param_hint="--worker")
     gateway.worker = worker
+    if not socket_only:
+        gateway.workers = 1
     with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:
 
         def say() -> None:

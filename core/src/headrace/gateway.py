@@ -104,7 +104,11 @@ class Gateway:
         self.counts = False
         """Whether a plugin counts with `ledger`: it says so when it is made."""
         self.worker = 0
-        """Which of `server.workers` this process is."""
+        """Which of `workers` this process is."""
+        self.workers = config.server.workers
+        """How many run: one without nginx, whatever is configured."""
+        self.longest_admission = 0.0
+        """Seconds that a request may wait in `admit`: a plugin that makes it wait says so when it is made."""
         self.reply_changer = ""
         """Why no answer can be delivered by nginx: a plugin that changes replies."""
         self.models = Models(())
@@ -198,7 +202,7 @@ class Gateway:
         """
         from .ledger.local import FILE, LocalLedger
 
-        local = LocalLedger(self.state_dir / FILE, self.worker, self.config.server.workers)
+        local = LocalLedger(self.state_dir / FILE, self.worker, self.workers)
         return next(iter(self.ledgers.values()), local)
 
     @property

@@ -199,7 +199,7 @@ def _request_headers(more: list[tuple[str, str]]) -> list[str]:
 
 
 def _timeouts(gateway: Gateway, config: NginxConfig) -> list[str]:
-    read = duration(config.read_timeout or longest_wait(gateway.config))
+    read = duration(config.read_timeout or longest_wait(gateway.config) + gateway.longest_admission)
     return [
         "proxy_connect_timeout 5s;",
         f"proxy_send_timeout {duration(gateway.config.server.body_timeout)};",

@@ -34,6 +34,7 @@ class Plugin:
 
     def __init__(self, config: QueueConfig, gateway: Gateway) -> None:
         self._config, self._gateway = config, gateway
+        gateway.longest_admission = max(gateway.longest_admission, config.timeout)
         self._callers = Callers(config)
         self._counts = {name: Counts() for name in self._callers.names}
         self._plan = Plan({}, {}, ())
@@ -107,7 +108,7 @@ class Plugin:
 
     def _split(self, number: int) -> int:
         """This worker's part of what all share."""
-        return part(number, self._gateway.worker, self._gateway.config.server.workers)
+        return part(number, self._gateway.worker, self._gateway.workers)
 
 
 __all__ = ["ClassConfig", "Plugin", "QueueConfig"]

@@ -34,7 +34,7 @@ class Plugin:
         from headrace.ledger.local import LocalLedger
 
         gateway = self._gateway
-        return LocalLedger(gateway.state_dir / FALLBACK, gateway.worker, gateway.config.server.workers)
+        return LocalLedger(gateway.state_dir / FALLBACK, gateway.worker, gateway.workers)
 
 
 __all__ = ["Plugin", "RedisConfig"]
