@@ -107,13 +107,6 @@ def test_a_clock_that_was_set_back_by_hours_does_not_stop_everything() -> None:
     assert again(MINUTE, window, 1000.0).used == 0
 
 
-def test_what_is_told_right_after_taking_is_what_is_found_later() -> None:
-    for limit, now in ((MINUTE, 1000.3), (SUM, 1000.3)):
-        kept = again(limit, None, now)
-        kept.take(5)
-        assert cells.reset_of_taken(limit, now) == pytest.approx(kept.reset(now))
-
-
 def test_a_sum_counts_until_its_end() -> None:
     sum_ = again(SUM, None, 1000.0)
     sum_.take(90)

@@ -113,13 +113,6 @@ def reset(limit: Limit, cell: Cell, now: float) -> float:
     return max(0.0, (slot + RING) * limit.seconds / SLOTS - now)
 
 
-def reset_of_taken(limit: Limit, now: float) -> float:
-    """The same right after something was taken."""
-    if limit.kind != "window":
-        return max(0.0, limit.ends - now)
-    return (int(now * SLOTS / limit.seconds) + RING) * limit.seconds / SLOTS - now
-
-
 def is_over(kind: str, cell: Cell, now: float) -> bool:
     """Whether what is stored can be forgotten."""
     if kind == "window":

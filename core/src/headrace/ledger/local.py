@@ -37,12 +37,15 @@ SETTLE_SECONDS = 0.005
 SLICE = 200
 """Keys that are looked at in one step of a sweep."""
 LETTERS: dict[Kind, bytes] = {"window": b"w", "sum": b"s", "open": b"o"}
+SHORTEST_WAIT = 0.001
 KINDS: dict[bytes, Kind] = {letter: kind for kind, letter in LETTERS.items()}
 OPEN = LETTERS["open"]
 
 
-Due = tuple[Sequence[Limit], Sequence[int], Sequence[int]]
-"""What a request has settled: its limits, where each was written, and what changes there."""
+Cells = dict[bytes, cells.Cell]
+"""What one step looks at is read once, and written once: by name."""
+Due = tuple[Limit, int, int]
+"""What a request has settled: a limit, where it was written, and what changes there."""
 
 
 class LocalHold:
@@ -61,22 +64,25 @@ class LocalHold:
         self._ledger: LocalLedger | None = ledger
         self._limits, self._reserved, self._places, self.used = limits, reserved, places, used
 
-    @property
-    def levels(self) -> list[Level]:
-        now = time.time()
-        return [
-            Level(limit, used, cells.reset_of_taken(limit, now))
-            for limit, used in zip(self._limits, self.used, strict=True)
-        ]
-
     def settle(self, amounts: Sequence[int]) -> None:
         ledger, self._ledger = self._ledger, None
         if ledger is None:
             return
         if min(amounts) < 0 or max(amounts) > LARGEST:
             amounts = [min(max(amount, 0), LARGEST) for amount in amounts]
-        changes = [amount - reserved for amount, reserved in zip(amounts, self._reserved, strict=True)]
-        ledger.correct(self._limits, self._places, changes)
+        ledger.correct(
+            [
+                (limit, place, amount - reserved)
+                for limit, place, amount, reserved in zip(
+                    self._limits, self._places, amounts, self._reserved, strict=True
+                )
+                if amount != reserved or limit.kind == "open"
+            ]
+        )
+
+
+class DoesNotFit(Exception):
+    """A request does not fit: its step is not taken."""
 
 
 class LocalLedger:
@@ -135,10 +141,17 @@ class LocalLedger:
 
     async def levels(self, limits: Sequence[Limit]) -> list[Level]:
         self.flush()
+        return self._look(limits)[0]
+
+    def _look(self, limits: Sequence[Limit]) -> tuple[list[Level], list[cells.Cell], float]:
+        """How limits stand, what is kept of them, and when."""
         now = self._clock()
         with self._begin(write=False) as txn:
-            step = _Step(txn, now, self._worker)
-            return _levels(limits, [step.cell(limit) for limit in limits], now)
+            found = [_loaded(txn, limit, now, self._worker) for limit in limits]
+        levels = [
+            Level(limit, cell[0], cells.reset(limit, cell, now)) for limit, cell in zip(limits, found, strict=True)
+        ]
+        return levels, found, now
 
     async def scan(self, kind: Kind, prefix: str) -> list[tuple[str, int]]:
         """Keys that begin with `prefix`, in order, with what is used of each. What is over is left out; keys that are
@@ -158,25 +171,53 @@ class LocalLedger:
 
     def take(self, limits: Sequence[Limit], amounts: Sequence[int]) -> LocalHold | Refusal:
         """What `reserve` does; for processes without a loop as well. Raises Unavailable."""
-        now = self._clock()
         try:
             with self._begin(write=True) as txn:
-                step = _Step(txn, now, self._worker)
-                step.settle(self._due)
-                found = [step.cell(limit) for limit in limits]
-                places = step.take(limits, found, amounts)
-                step.write()
+                now = self._clock()
+                found = self._settled(txn, now)
+                places, used = self._taken(txn, found, limits, amounts, now)
+                for name, cell in found.items():
+                    txn.put(name, cell.tobytes())
             self._due.clear()
+        except DoesNotFit:
+            return self._refusal(limits, amounts)
         except lmdb.Error as error:
             raise _unavailable(error) from error
-        if places is None:
-            return _refusal(limits, found, amounts, now)
-        return LocalHold(self, limits, amounts, places, [cell[0] for cell in found])
+        return LocalHold(self, limits, amounts, places, used)
 
-    def correct(self, limits: Sequence[Limit], places: Sequence[int], changes: Sequence[int]) -> None:
+    def _taken(
+        self, txn: lmdb.Transaction, found: Cells, limits: Sequence[Limit], amounts: Sequence[int], now: float
+    ) -> tuple[list[int], list[int]]:
+        """Take all of it: where it was written, and what is used then. Paid for each limit of each request.
+
+        Raises:
+            DoesNotFit: what is in `found` is not as it was.
+        """
+        places, used, column = [], [], self._worker
+        for limit, amount in zip(limits, amounts, strict=True):
+            cell = found.get(limit.name)
+            if cell is None:
+                cell = found[limit.name] = _loaded(txn, limit, now, column)
+            if cell[0] + amount > limit.most:
+                raise DoesNotFit
+            places.append(cells.take(limit, cell, amount, column))
+            used.append(cell[0])
+        return places, used
+
+    def _refusal(self, limits: Sequence[Limit], amounts: Sequence[int]) -> Refusal:
+        self.flush()
+        levels, found, now = self._look(limits)
+        waits = [
+            cells.wait(limit, cell, amount, now) for limit, cell, amount in zip(limits, found, amounts, strict=True)
+        ]
+        longest = max(range(len(waits)), key=waits.__getitem__)
+        wait = max(waits[longest], SHORTEST_WAIT)  # it may fit by now, but it did not
+        return Refusal(levels[longest], amounts[longest], wait, levels)
+
+    def correct(self, due: Sequence[Due]) -> None:
         """What `settle` does, soon: in one step with the next request, or with all others that end meanwhile."""
-        self._due.append((limits, places, changes))
-        if self._timer is None:
+        self._due += due
+        if self._timer is None and due:
             try:
                 self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
             except RuntimeError:  # no loop: a command, or a test
@@ -189,13 +230,22 @@ class LocalLedger:
             return
         try:
             with self._begin(write=True) as txn:
-                step = _Step(txn, self._clock(), self._worker)
-                step.settle(self._due)
-                step.write()
+                for name, cell in self._settled(txn, self._clock()).items():
+                    txn.put(name, cell.tobytes())
             self._due.clear()
         except lmdb.Error as error:
             logger.error("what requests took cannot be written: %s", error)
             del self._due[:-DUE_KEPT]  # the oldest stay as they were reserved
+
+    def _settled(self, txn: lmdb.Transaction, now: float) -> Cells:
+        """What is kept of the limits that change because requests have ended, as it becomes."""
+        found: Cells = {}
+        for limit, place, change in self._due:
+            cell = found.get(limit.name)
+            if cell is None:
+                cell = found[limit.name] = _loaded(txn, limit, now, self._worker)
+            cells.correct(limit, cell, place, change, self._worker)
+        return found
 
     def _begin(self, write: bool) -> lmdb.Transaction:
         if self._env is None:
@@ -271,52 +321,9 @@ class LocalLedger:
             return int(txn.stat()["entries"])
 
 
-class _Step:
-    """One transaction: what is looked at is read once, and written once."""
-
-    __slots__ = ("_cells", "_column", "_now", "_txn")
-
-    def __init__(self, txn: lmdb.Transaction, now: float, column: int) -> None:
-        self._txn, self._now, self._column = txn, now, column
-        self._cells: dict[bytes, cells.Cell] = {}
-
-    def cell(self, limit: Limit) -> cells.Cell:
-        cell = self._cells.get(limit.name)
-        if cell is None:
-            stored: Any = self._txn.get(limit.name)
-            cell = self._cells[limit.name] = cells.load(limit, stored, self._now, self._column)
-        return cell
-
-    def take(self, limits: Sequence[Limit], found: Sequence[cells.Cell], amounts: Sequence[int]) -> list[int] | None:
-        """Where each was written; None if one does not fit, and then nothing was taken."""
-        for limit, cell, amount in zip(limits, found, amounts, strict=True):
-            if cell[0] + amount > limit.most:
-                return None
-        column = self._column
-        return [
-            cells.take(limit, cell, amount, column) for limit, cell, amount in zip(limits, found, amounts, strict=True)
-        ]
-
-    def settle(self, due: Sequence[Due]) -> None:
-        for limits, places, changes in due:
-            for limit, place, change in zip(limits, places, changes, strict=True):
-                if change or limit.kind == "open":
-                    cells.correct(limit, self.cell(limit), place, change, self._column)
-
-    def write(self) -> None:
-        for name, cell in self._cells.items():
-            self._txn.put(name, cell.tobytes())
-
-
-def _levels(limits: Sequence[Limit], found: Sequence[cells.Cell], now: float) -> list[Level]:
-    return [Level(limit, cell[0], cells.reset(limit, cell, now)) for limit, cell in zip(limits, found, strict=True)]
-
-
-def _refusal(limits: Sequence[Limit], found: Sequence[cells.Cell], amounts: Sequence[int], now: float) -> Refusal:
-    levels = _levels(limits, found, now)
-    waits = [cells.wait(limit, cell, amount, now) for limit, cell, amount in zip(limits, found, amounts, strict=True)]
-    longest = max(range(len(waits)), key=waits.__getitem__)
-    return Refusal(levels[longest], amounts[longest], waits[longest], levels)
+def _loaded(txn: lmdb.Transaction, limit: Limit, now: float, column: int) -> cells.Cell:
+    stored: Any = txn.get(limit.name)
+    return cells.load(limit, stored, now, column)
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.errors import RateLimited
 from headrace.exchange import Headers
-from headrace.ledger import Level, Refusal
-from headrace.ledger.cells import reset_of_taken
+from headrace.ledger import Level, Limit, Refusal
+from headrace.ledger.cells import RING, SLOTS
 from headrace.limits import Standing, moment
 
 if TYPE_CHECKING:
@@ -22,31 +21,38 @@ if TYPE_CHECKING:
 WORDS = {"requests": "requests", "tokens": "tokens", "concurrent": "requests at the same time"}
 
 
-NAMES = {
-    unit: tuple(f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
-    for unit in ("requests", "tokens")
-}
+class Told(NamedTuple):
+    """What answers say of one limit: two headers that are always the same, and the name of the third."""
+
+    fixed: Headers
+    remaining: bytes
 
 
-def headers(applied: Applied, used: Sequence[int], now: float) -> Headers:
+def told(limit: Limit, unit: str) -> Told:
+    """Right after a request its window is used until it has passed, and its slot: that is what `reset` says."""
+    reset = duration(math.ceil(limit.seconds * RING / SLOTS)).encode()
+    most, remaining, until = (f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
+    return Told([(most, b"%d" % limit.most), (until, reset)], remaining)
+
+
+def headers(applied: Applied, used: Sequence[int]) -> Headers:
     """Of requests and of tokens, the limit that is nearest to its end, with so much used of each."""
     found: Headers = []
-    for unit, places in applied.places.items():
-        at = places[0] if len(places) == 1 else min(places, key=lambda at: 1 - used[at] / applied.limits[at].most)
-        limit = applied.limits[at]
-        most, remaining, reset = NAMES[unit]
-        found.append((most, b"%d" % limit.most))
-        found.append((remaining, b"%d" % max(0, limit.most - used[at])))
-        found.append((reset, duration(math.ceil(reset_of_taken(limit, now)))))
+    for places in applied.places:
+        at = places[0]
+        if len(places) > 1:
+            at = max(places, key=lambda at: used[at] / applied.limits[at].most)
+        fixed, remaining = applied.told[at]
+        found += fixed
+        found.append((remaining, b"%d" % max(0, applied.limits[at].most - used[at])))
     return found
 
 
-@lru_cache(maxsize=4096)
-def duration(seconds: int) -> bytes:
+def duration(seconds: int) -> str:
     """As OpenAI writes it: `6m0s`, `1s`."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    return (f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{rest}s").encode()
+    return f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{rest}s"
 
 
 def refused(refusal: Refusal, unit: str) -> RateLimited:

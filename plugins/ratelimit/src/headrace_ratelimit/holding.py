@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from headrace.estimate import asked_tokens, choices, spent
@@ -41,9 +40,9 @@ class Holding:
             self._tokens = self._needed(applied.tokens)
         held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(self._tokens))
         if isinstance(held, Refusal):
-            exchange.response_headers += headers(applied, [level.used for level in held.levels], time.time())
+            exchange.response_headers += headers(applied, [level.used for level in held.levels])
             raise refused(held, applied.units[applied.limits.index(held.level.limit)])
-        exchange.response_headers += headers(applied, held.used, time.time())
+        exchange.response_headers += headers(applied, held.used)
         self._held = held
 
     async def __aexit__(self, *exception: object) -> None:

@@ -15,6 +15,7 @@ from headrace.exchange import ANONYMOUS
 from headrace.ledger import Kind, Limit
 from headrace.limits import RATES, RateLimits, Wall
 
+from .answers import Told, told
 from .config import SPANS, LimitConfig, Subject
 
 if TYPE_CHECKING:
@@ -49,15 +50,17 @@ class Applied(msgspec.Struct, frozen=True):
     """Whose use each of them counts."""
     tokens: int | None
     """The smallest limit on tokens; None if there is none."""
-    places: Mapping[str, tuple[int, ...]]
-    """Of requests and of tokens, which of the limits are of that."""
+    places: tuple[tuple[int, ...], ...]
+    """Which of the limits are of requests, and which of tokens."""
+    told: tuple[Told, ...]
+    """What answers say of each."""
 
     def amounts(self, tokens: int) -> list[int]:
         """What a request of so many tokens needs of each limit."""
         return [tokens if unit == "tokens" else 1 for unit in self.units]
 
 
-NOTHING = Applied((), (), (), (), None, {})
+NOTHING = Applied((), (), (), (), None, (), ())
 
 
 class Rules:
@@ -115,12 +118,9 @@ def _applied(found: Iterator[Found]) -> Applied:
     units = tuple(part.name.partition("_per_")[0] for _, part, _ in parts)
     tokens = [limit.most for limit, unit in zip(limits, units, strict=True) if unit == "tokens"]
     names, of = tuple(part.name for _, part, _ in parts), tuple(of for *_, of in parts)
-    places: dict[str, tuple[int, ...]] = {
-        unit: tuple(place for place, its in enumerate(units) if its == unit)
-        for unit in ("requests", "tokens")
-        if unit in units
-    }
-    return Applied(limits, units, names, of, min(tokens, default=None), places)
+    places = (tuple(place for place, its in enumerate(units) if its == unit) for unit in ("requests", "tokens"))
+    said = tuple(told(limit, unit) for limit, unit in zip(limits, units, strict=True))
+    return Applied(limits, units, names, of, min(tokens, default=None), tuple(filter(None, places)), said)
 
 
 def _is_for(rule: LimitConfig, who: Principal, model: str) -> bool:
