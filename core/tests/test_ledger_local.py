@@ -32,10 +32,11 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[LocalLedger]:
+@pytest.fixture(params=[False, True], ids=["shared", "alone"])
+def ledger(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[LocalLedger]:
+    """One that others write, too, and one that counts in memory."""
     ledger = LocalLedger(tmp_path / "ledger")
-    ledger.open()
+    ledger.open(alone=request.param)
     yield ledger
     ledger.close()
 
@@ -100,8 +101,57 @@ def test_what_was_settled_is_written_soon_though_nobody_asks(ledger: LocalLedger
         hold.settle((0, 0, 1))
         while ledger._due:
             await asyncio.sleep(0.001)
+        assert [level.used for level in await ledger.levels(ALL)] == [0, 0, 0]
 
     asyncio.run(asyncio.wait_for(play(), 5))
+
+
+def test_windows_move_on_and_forget_whoever_counts(tmp_path: Path) -> None:
+    minute = Limit("t:minute", "window", 10, 60.0)
+    for alone in (False, True):
+        clock = Clock()
+        ledger = LocalLedger(tmp_path / str(alone), clock=clock)
+        ledger.open(alone=alone)
+        hold = ledger.take((minute,), (10,))
+        assert isinstance(hold, LocalHold)
+        clock.now += 30
+        refusal = ledger.take((minute,), (1,))
+        assert isinstance(refusal, Refusal) and 30 < refusal.wait <= 32
+        hold.settle((4,))
+        assert used(ledger, minute) == [4]
+        asyncio.run(ledger.sweep())
+        asyncio.run(ledger.sweep())
+        assert used(ledger, minute) == [4]
+        clock.now += 32
+        assert used(ledger, minute) == [0]
+        ledger.close()
+
+
+def test_what_a_sum_has_reserved_is_in_the_file_at_once(tmp_path: Path) -> None:
+    """And so is there after `kill -9`; what a window has is there a moment later."""
+
+    async def play() -> None:
+        ledger = LocalLedger(tmp_path / "ledger")
+        ledger.open(alone=True)
+        await ledger.reserve((MONTH,), (70,))
+        assert stored() == 70
+        await ledger.reserve((DAY,), (7,))
+        while stored("wt:day") != 7:
+            await asyncio.sleep(0.01)
+        ledger.close()
+
+    def stored(name: str = "st:month") -> int:
+        code = f"""
+import lmdb, sys
+from array import array
+env = lmdb.open({str(tmp_path / "ledger")!r}, subdir=False, readonly=True)
+with env.begin() as txn:
+    found = txn.get({name.encode()!r})
+print(array("q", found)[0] if found else 0)
+"""
+        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    asyncio.run(asyncio.wait_for(play(), 30))
 
 
 def test_limits_with_long_names_are_told_apart(ledger: LocalLedger) -> None:
@@ -231,6 +281,8 @@ def test_without_an_open_file_nothing_is_granted(tmp_path: Path) -> None:
 class Interleavings(RuleBasedStateMachine):
     """Requests begin, end and are given up in any order, beside the passing of time: nothing is overspent or leaks."""
 
+    alone = False
+
     holds = Bundle("holds")
 
     def __init__(self) -> None:
@@ -238,7 +290,7 @@ class Interleavings(RuleBasedStateMachine):
         self.clock = Clock()
         self.path = Path(os.environ["HEADRACE_TEST_DIR"]) / os.urandom(8).hex()
         self.ledger = LocalLedger(self.path, clock=self.clock)
-        self.ledger.open()
+        self.ledger.open(alone=self.alone)
         self.spent = 0
         self.held: dict[LocalHold, int] = {}
 
@@ -267,7 +319,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.ledger.close()
-        self.ledger.open()
+        self.ledger.open(alone=self.alone)
 
     @invariant()
     def counts_are_right(self) -> None:
@@ -277,12 +329,19 @@ class Interleavings(RuleBasedStateMachine):
         self.ledger.close()
 
 
-def test_no_interleaving_overspends_or_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class InterleavingsAlone(Interleavings):
+    alone = True
+
+
+@pytest.mark.parametrize("machine", [Interleavings, InterleavingsAlone])
+def test_no_interleaving_overspends_or_leaks(
+    machine: type[Interleavings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HEADRACE_TEST_DIR", str(tmp_path))
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        Interleavings,
+        machine,
         settings=settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]),
     )
 

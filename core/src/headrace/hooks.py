@@ -285,20 +285,19 @@ class _Admission:
         self._entered: list[AbstractAsyncContextManager[None]] = []
 
     async def __aenter__(self) -> None:
+        asked = ""
         try:
             for name, call in self._calls:
-                try:
-                    manager = call(self._exchange)
-                    if manager is not None:
-                        await manager.__aenter__()
-                        self._entered.append(manager)
-                except GatewayError:
-                    raise
-                except Exception as error:
-                    raise PluginFault(name, "admit", error) from error
+                asked = name
+                manager = call(self._exchange)
+                if manager is not None:
+                    await manager.__aenter__()
+                    self._entered.append(manager)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
-            raise
+            if isinstance(error, GatewayError) or not isinstance(error, Exception):
+                raise
+            raise PluginFault(asked, "admit", error) from error
 
     async def __aexit__(self, *exception: Any) -> None:
         """Leaves all of them, whatever one of them does; of what they raise, the last is raised."""

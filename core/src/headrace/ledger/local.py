@@ -23,6 +23,7 @@ import lmdb
 from headrace.errors import Unavailable
 
 from . import LARGEST, Kind, Level, Limit, Refusal, cells
+from .alone import Alone
 from .file import open_file, save
 
 logger = logging.getLogger("headrace.ledger")
@@ -68,17 +69,12 @@ class LocalHold:
         ledger, self._ledger = self._ledger, None
         if ledger is None:
             return
-        if min(amounts) < 0 or max(amounts) > LARGEST:
-            amounts = [min(max(amount, 0), LARGEST) for amount in amounts]
-        ledger.correct(
-            [
-                (limit, place, amount - reserved)
-                for limit, place, amount, reserved in zip(
-                    self._limits, self._places, amounts, self._reserved, strict=True
-                )
-                if amount != reserved or limit.kind == "open"
-            ]
-        )
+        due = []
+        for limit, place, amount, reserved in zip(self._limits, self._places, amounts, self._reserved, strict=True):
+            if amount != reserved or limit.kind == "open":
+                due.append((limit, place, min(max(amount, 0), LARGEST) - reserved))
+        if due:
+            ledger.correct(due)
 
 
 class DoesNotFit(Exception):
@@ -99,23 +95,28 @@ class LocalLedger:
         self._env: lmdb.Environment | None = None
         self._due: list[Due] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._alone: Alone | None = None
+        """Where it is counted while no other process writes."""
         self._saved = -1
         """The last step of those that the copy on the disk has."""
 
-    def open(self) -> None:
-        """Open the file, make it if there is none. Raises HeadraceError."""
-        self._env = open_file(self._path)
+    def open(self, *, alone: bool = False) -> None:
+        """Open the file, make it if there is none. `alone`: no other process writes. Raises HeadraceError."""
+        env = self._env = open_file(self._path)
+        if alone:
+            self._alone = Alone(env, self._note)
 
     def close(self) -> None:
         """What is settled is written first."""
         self.flush()
+        self._alone = None
         env, self._env = self._env, None
         if env is not None:
             env.close()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        self.open()
+        self.open(alone=self._workers == 1)
         self.release_dead()
         stop = asyncio.Event()
         task = asyncio.create_task(self._look_after(stop), name="headrace-ledger")
@@ -146,12 +147,12 @@ class LocalLedger:
     def _look(self, limits: Sequence[Limit]) -> tuple[list[Level], list[cells.Cell], float]:
         """How limits stand, what is kept of them, and when."""
         now = self._clock()
+        if self._alone is not None:
+            found = [self._alone.cell(limit, now) for limit in limits]
+            return _levels(limits, found, now), found, now
         with self._begin(write=False) as txn:
             found = [_loaded(txn, limit, now, self._worker) for limit in limits]
-        levels = [
-            Level(limit, cell[0], cells.reset(limit, cell, now)) for limit, cell in zip(limits, found, strict=True)
-        ]
-        return levels, found, now
+        return _levels(limits, found, now), found, now
 
     async def scan(self, kind: Kind, prefix: str) -> list[tuple[str, int]]:
         """Keys that begin with `prefix`, in order, with what is used of each. What is over is left out; keys that are
@@ -171,6 +172,15 @@ class LocalLedger:
 
     def take(self, limits: Sequence[Limit], amounts: Sequence[int]) -> LocalHold | Refusal:
         """What `reserve` does; for processes without a loop as well. Raises Unavailable."""
+        if self._alone is not None:
+            try:
+                taken = self._alone.take(limits, amounts, self._clock())
+            except lmdb.Error as error:
+                raise _unavailable(error) from error
+            return LocalHold(self, limits, amounts, *taken) if taken is not None else self._refusal(limits, amounts)
+        return self._take_shared(limits, amounts)
+
+    def _take_shared(self, limits: Sequence[Limit], amounts: Sequence[int]) -> LocalHold | Refusal:
         try:
             with self._begin(write=True) as txn:
                 now = self._clock()
@@ -216,15 +226,27 @@ class LocalLedger:
 
     def correct(self, due: Sequence[Due]) -> None:
         """What `settle` does, soon: in one step with the next request, or with all others that end meanwhile."""
+        if self._alone is not None:
+            self._correct_alone(self._alone, due)
+            return
         self._due += due
-        if self._timer is None and due:
+        if self._timer is None:
             try:
                 self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
             except RuntimeError:  # no loop: a command, or a test
                 self.flush()
 
+    def _correct_alone(self, alone: Alone, due: Sequence[Due]) -> None:
+        now = self._clock()
+        try:
+            alone.correct(due, now)
+        except lmdb.Error as error:  # it stays as it was reserved
+            self._note(error)
+
     def flush(self) -> None:
         """Write what is settled."""
+        if self._alone is not None:
+            self._alone.write()
         self._timer = None
         if not self._due or self._env is None:
             return
@@ -294,10 +316,15 @@ class LocalLedger:
         try:
             yield
         except (lmdb.Error, OSError) as error:
-            logger.error("%s: %s", self._path, error)
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        logger.error("%s: %s", self._path, error)
 
     async def sweep(self) -> None:
         """Forget what is over; others get their turn after every SLICE keys."""
+        if self._alone is not None:
+            self._alone.forget()
         at: bytes | None = b""
         while at is not None:
             at = self._sweep_from(at)
@@ -324,6 +351,10 @@ class LocalLedger:
 def _loaded(txn: lmdb.Transaction, limit: Limit, now: float, column: int) -> cells.Cell:
     stored: Any = txn.get(limit.name)
     return cells.load(limit, stored, now, column)
+
+
+def _levels(limits: Sequence[Limit], found: Sequence[cells.Cell], now: float) -> list[Level]:
+    return [Level(limit, cell[0], cells.reset(limit, cell, now)) for limit, cell in zip(limits, found, strict=True)]
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -54,12 +54,13 @@ class Admission(AbstractAsyncContextManager[None]):
         if self._desk.config.exact_prompts:
             await self._desk.gateway.estimator.count(exchange, self._desk.gateway)
         self._prompt = self._desk.gateway.estimator.prompt(exchange)
-        if exchange.endpoint.name == "embeddings":
-            await self._reserve(0)
-        elif asked := asked_tokens(exchange):
-            await self._reserve(min(asked * choices(exchange), LARGEST))
-        else:
+        asked = asked_tokens(exchange)
+        if not asked and exchange.endpoint.name != "embeddings":
             await self._reserve_some()
+            return
+        refusal = await self._take(min(asked * choices(exchange), LARGEST) if asked else 0)
+        if refusal is not None:
+            self._refuse(refusal)
 
     async def __aexit__(self, *exception: object) -> None:
         held, self._held = self._held, None
@@ -67,10 +68,14 @@ class Admission(AbstractAsyncContextManager[None]):
             return
         taken = self._applied.amounts(*self._spent())
         held.settle(taken)
-        self._desk.alerts.look(
-            self._applied.parts,
-            [used - was + now for used, was, now in zip(held.used, self._amounts, taken, strict=True)],
-        )
+        for used, alert_from in zip(held.used, self._applied.alert_from, strict=True):
+            if used >= alert_from:
+                self._look(held, taken)
+
+    def _look(self, held: Hold, taken: Sequence[int]) -> None:
+        """With what was reserved there is cause for an alert; perhaps with what was taken, too."""
+        used = [each - was + now for each, was, now in zip(held.used, self._amounts, taken, strict=True)]
+        self._desk.alerts.look(self._applied.parts, used)
 
     async def _reserve_some(self) -> None:
         """For a request that sets no limit itself: as much as is usual, or as is left."""
@@ -83,7 +88,7 @@ class Admission(AbstractAsyncContextManager[None]):
         if config.cap_answers:
             exchange.answer_limit = self._answer // count
 
-    async def _reserve(self, answer: int, least: int | None = None) -> None:
+    async def _reserve(self, answer: int, least: int | None) -> None:
         """Take the prompt and so many tokens of an answer; or as many as are left, if that is at least `least`.
 
         Raises:
@@ -141,17 +146,9 @@ class Admission(AbstractAsyncContextManager[None]):
             return 0, 0
         if usage is None or (usage.estimated and failed):  # such an estimate knows nothing of the answer
             return self._prompt + self._answer, self._money
-        prompt, answer = _sane(usage.prompt_tokens), _sane(usage.completion_tokens)
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
         if usage.estimated:
             prompt = max(prompt, self._prompt)
         if priced is None:
             return prompt + answer, 0
-        return prompt + answer, priced.cost(attempt.target.name, prompt, _sane(usage.cached_tokens), answer)
-
-
-SANE = 2**33
-"""No request takes more tokens: a backend that says so must not spoil the count."""
-
-
-def _sane(tokens: int) -> int:
-    return max(0, min(tokens, SANE))
+        return prompt + answer, priced.cost(attempt.target.name, prompt, usage.cached_tokens, answer)

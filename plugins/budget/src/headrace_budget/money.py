@@ -71,6 +71,8 @@ class Priced(msgspec.Struct, frozen=True):
 
     def at_most(self, prompt: int, answer: int) -> int:
         """What a request may cost, whichever target answers."""
+        if len(self.rates) == 1:
+            return self.rates[0].at_most(prompt, answer)
         return max(rate.at_most(prompt, answer) for rate in self.rates)
 
     def answer_for(self, money: int, prompt: int) -> int:

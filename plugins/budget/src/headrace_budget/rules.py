@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -62,6 +63,8 @@ class Applied(msgspec.Struct, frozen=True):
     today: Today
     of_money: tuple[bool, ...]
     """Whether each of them counts money, or tokens."""
+    alert_from: tuple[float, ...]
+    """What must be used of each for its first alert."""
     all_enforced: bool
     closed: Part | None = None
     """A budget of nothing."""
@@ -119,6 +122,7 @@ class Rules:
             priced=priced if any(of_money) else None,
             today=today,
             of_money=of_money,
+            alert_from=tuple(part.alerts[0] if part.alerts else math.inf for part in parts),
             all_enforced=all(part.enforced for part in parts),
             closed=closed,
             priceless=any(of_money) and priced is None,

@@ -24,7 +24,8 @@ WORDS = {"requests": "requests", "tokens": "tokens", "concurrent": "requests at 
 class Told(NamedTuple):
     """What answers say of one limit: two headers that are always the same, and the name of the third."""
 
-    fixed: Headers
+    limit: tuple[bytes, bytes]
+    reset: tuple[bytes, bytes]
     remaining: bytes
 
 
@@ -32,19 +33,16 @@ def told(limit: Limit, unit: str) -> Told:
     """Right after a request its window is used until it has passed, and its slot: that is what `reset` says."""
     reset = duration(math.ceil(limit.seconds * RING / SLOTS)).encode()
     most, remaining, until = (f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
-    return Told([(most, b"%d" % limit.most), (until, reset)], remaining)
+    return Told((most, b"%d" % limit.most), (until, reset), remaining)
 
 
 def headers(applied: Applied, used: Sequence[int]) -> Headers:
     """Of requests and of tokens, the limit that is nearest to its end, with so much used of each."""
     found: Headers = []
     for places in applied.places:
-        at = places[0]
-        if len(places) > 1:
-            at = max(places, key=lambda at: used[at] / applied.limits[at].most)
-        fixed, remaining = applied.told[at]
-        found += fixed
-        found.append((remaining, b"%d" % max(0, applied.limits[at].most - used[at])))
+        at = places[0] if len(places) == 1 else max(places, key=lambda at: used[at] / applied.limits[at].most)
+        most, until, remaining = applied.told[at]
+        found += (most, until, (remaining, b"%d" % max(0, applied.limits[at].most - used[at])))
     return found
 
 

@@ -1,0 +1,125 @@
+"""The counts of a gateway with one worker: nobody else writes them, so they are kept in memory, too.
+
+What a sum has reserved is in the file before a request goes on, so that a budget survives `kill -9`. All else is
+written a little later, many changes at once: what a crash then loses are the rates of the last moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lmdb
+
+from . import Limit, cells
+from .cells import HEAD, RING, SLOTS
+
+WRITE_SECONDS = 0.5
+"""So long a change may wait to be written."""
+
+
+class Alone:
+    """Counts in memory, and in the environment that is given."""
+
+    def __init__(self, env: lmdb.Environment, on_error: Callable[[Exception], None]) -> None:
+        self._env, self._on_error = env, on_error
+        self._cells: dict[bytes, cells.Cell] = {}
+        self._before: dict[bytes, cells.Cell] = {}
+        """Those that nobody has looked at since the last `forget`."""
+        self._changed: set[bytes] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def cell(self, limit: Limit, now: float) -> cells.Cell:
+        """What is counted of a limit now. Raises lmdb.Error."""
+        name = limit.name
+        cell = self._cells.get(name) or self._before.pop(name, None)
+        stored: Any = self._read(name) if cell is None else cell.tobytes()
+        cell = self._cells[name] = cells.load(limit, stored, now, 0)
+        return cell
+
+    def _read(self, name: bytes) -> Any:
+        with self._env.begin() as txn:
+            return txn.get(name)
+
+    def take(self, limits: Sequence[Limit], amounts: Sequence[int], now: float) -> tuple[list[int], list[int]] | None:
+        """Where each was written, and what is used then; None if one does not fit, and then nothing was taken.
+
+        Every line is paid for each limit of each request, so `cells.take` is written out here.
+
+        Raises:
+            lmdb.Error: it cannot be written; nothing was taken.
+        """
+        kept, found, places, used, lasting = self._cells, [], [], [], False
+        for limit, amount in zip(limits, amounts, strict=True):
+            cell = kept.get(limit.name)
+            if cell is None or (limit.kind == "window" and cell[1] != int(now * SLOTS / limit.seconds)):
+                cell = self.cell(limit, now)
+            if cell[0] + amount > limit.most:
+                return None
+            found.append(cell)
+        for limit, cell, amount in zip(limits, found, amounts, strict=True):
+            cell[0] += amount
+            place = 0
+            if limit.kind == "window":
+                place = cell[1]
+                cell[HEAD + place % RING] += amount
+            elif limit.kind == "sum":
+                lasting = True
+            else:
+                cell[1] += amount
+                place = amount
+            places.append(place)
+            used.append(cell[0])
+        names = [limit.name for limit in limits]
+        if lasting:
+            self._write(names)
+        else:
+            self._note(names)
+        return places, used
+
+    def correct(self, due: Iterable[tuple[Limit, int, int]], now: float) -> None:
+        """What a request took of these limits was less, or more, than was written there. Raises lmdb.Error."""
+        names, kept = [], self._cells
+        for limit, place, change in due:
+            name = limit.name
+            cell = kept.get(name)
+            if cell is None or (change > 0 and limit.kind == "window"):
+                cell = self.cell(limit, now)
+            cells.correct(limit, cell, place, change, 0)
+            names.append(name)
+        self._note(names)
+
+    def _note(self, names: Sequence[bytes]) -> None:
+        self._changed.update(names)
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(WRITE_SECONDS, self.write)
+            except RuntimeError:  # no loop: a command, or a test
+                self.write()
+
+    def _write(self, names: Iterable[bytes]) -> None:
+        try:
+            with self._env.begin(write=True) as txn:
+                for name in names:
+                    txn.put(name, self._cells[name].tobytes())
+        except lmdb.Error:
+            self._cells.clear()  # what is in the file counts
+            self._changed.clear()
+            raise
+
+    def write(self) -> None:
+        """Write what has changed."""
+        self._timer = None
+        changed, self._changed = self._changed, set()
+        if not changed:
+            return
+        try:
+            self._write(changed)
+        except lmdb.Error as error:
+            self._on_error(error)
+
+    def forget(self) -> None:
+        """Let go of what nobody has looked at since the time before; the file has it."""
+        self.write()
+        self._before, self._cells = self._cells, {}
