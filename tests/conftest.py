@@ -32,7 +32,7 @@ shutdown_timeout = 5
 delivery = "{delivery}"
 {server}
 [backends]
-fake = {{ provider = "openai", base_url = "{backend}", model = "fake-model" }}
+fake = {{ provider = "openai", base_url = "{backend}", model = "fake-model"{fake} }}
 raw = {{ provider = "openai", base_url = "{raw}" }}
 {backends}
 [models]
@@ -44,6 +44,7 @@ path = "log/requests.log"
 {logs}
 [plugins.keys]
 development_key = true
+{keys}
 [plugins.openai]
 [plugins.nginx]
 port = {port}
@@ -169,7 +170,9 @@ def own_stack(launch: Callable[..., Any]) -> Callable[..., Any]:
     def run(workers: int = 1, way: str = "offload", **tables: str) -> Iterator[Stack]:
         need("nginx")
         with short_folder() as folder, fake_backend() as fake, raw_backend() as raw:
-            fields: dict[str, Any] = dict.fromkeys(("server", "backends", "models", "logs", "plugins"), "")
+            fields: dict[str, Any] = dict.fromkeys(
+                ("server", "backends", "fake", "models", "logs", "keys", "plugins"), ""
+            )
             fields |= {**tables, "workers": workers, "delivery": (delivery := DELIVERIES[way])}
             fields |= {"port": (port := free_port()), "core_port": free_port(), "folder": folder}
             fields |= {"backend": fake.url, "raw": raw.url}
