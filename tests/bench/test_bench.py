@@ -13,7 +13,7 @@ import pytest
 
 from headrace.testing import FakeBackend
 
-from . import cpu
+from . import cpu, decisions
 from .load import percentile
 
 BENCH = Path(__file__).resolve().parent
@@ -34,6 +34,14 @@ def results(tmp_path_factory: pytest.TempPathFactory, kit: Any) -> Any:
             child.terminate()  # never killed: it ends what it started
     assert child.returncode == 0, progress.decode()
     return {**json.loads(path.read_text()), "table": table.decode()}
+
+
+async def test_decisions_are_measured_with_and_without_each_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "ROUNDS", 1)
+    monkeypatch.setattr(decisions, "REQUESTS", 320)
+    figures = {figure.name: figure.cpu_us for figure in await decisions.measure()}
+    assert list(figures) == ["none", "keys", "keys+ratelimit", "keys+ratelimit+budget", "the same, six limits"]
+    assert 0 < figures["none"] < figures["keys+ratelimit"] < figures["the same, six limits"]
 
 
 @pytest.mark.parametrize("target", ["nginx", "headrace-inline"])
