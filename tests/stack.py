@@ -8,6 +8,8 @@ import functools
 import json
 import socket
 import ssl
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -287,6 +289,21 @@ class Stack:
         route = Route("nginx", self)
         await asyncio.gather(*(route.ask((route.request(body, name),)) for name in names))
         return [self.logged(name)["delivery"] for name in names]
+
+    def make_key(self, *options: str) -> str:
+        """A new key, which every worker knows."""
+        config = str(self.folder / "headrace.toml")
+        command = [sys.executable, "-m", "headrace", "--config", config, "keys", "create", uuid.uuid4().hex, *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        key = next(word for word in done.stdout.split() if word.startswith("hr-"))
+        until(lambda: self.limits_of(key) is not None, "the key's being known")
+        return key
+
+    def limits_of(self, key: str) -> list[dict[str, Any]] | None:
+        """How the limits of a caller stand, as the caller is told; None if the key is not known, or nobody answers."""
+        with Route("nginx", self).client(key) as client:
+            answer = client.get("/v1/usage")
+        return list(answer.json()["limits"]) if answer.status_code == 200 else None
 
     def reset(self) -> None:
         """Make the backends forget what the test before told them."""

@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,25 +49,9 @@ def afresh(stack: Any) -> None:
     stack.reset()
 
 
-@pytest.fixture(scope="module")
-def make(stack: Any, kit: Any) -> Callable[..., str]:
-    """Makes a key, and waits until every worker knows it."""
-    command = [sys.executable, "-m", "headrace", "--config", str(stack.folder / "headrace.toml"), "keys", "create"]
-
-    def make(*options: str) -> str:
-        done = subprocess.run([*command, uuid.uuid4().hex, *options], capture_output=True, text=True, check=True)
-        key = next(word for word in done.stdout.split() if word.startswith("hr-"))
-        kit.until(lambda: standing(stack, key), "the key's being known")
-        return key
-
-    return make
-
-
 def standing(stack: Any, key: str) -> dict[str, Any]:
-    """What the caller is told of each limit, by its name; empty if the key is not known yet."""
-    with stack.route("nginx").client(key) as client:
-        answer = client.get("/v1/usage")
-    return {each["name"]: each for each in answer.json()["limits"]} if answer.status_code == 200 else {}
+    """What the caller is told of each limit, by its name; empty if nobody answers."""
+    return {each["name"]: each for each in stack.limits_of(key) or ()}
 
 
 def burst(stack: Any, keys: list[str], count: int, **fields: Any) -> list[int]:
@@ -83,14 +65,14 @@ def burst(stack: Any, keys: list[str], count: int, **fields: Any) -> list[int]:
     return [answer.status for answer in asyncio.run(asking())]
 
 
-def test_a_limit_over_several_keys_is_exact_over_several_workers(stack: Any, make: Any) -> None:
-    keys = [make("--team", "red") for _ in range(6)]
+def test_a_limit_over_several_keys_is_exact_over_several_workers(stack: Any) -> None:
+    keys = [stack.make_key("--team", "red") for _ in range(6)]
     statuses = burst(stack, keys, 80)
     assert (statuses.count(200), statuses.count(429)) == (40, 40)
 
 
-def test_open_requests_of_a_team_are_counted_over_all_workers_and_end_with_the_requests(stack: Any, make: Any) -> None:
-    keys = [make("--team", "blue") for _ in range(4)]
+def test_open_requests_of_a_team_are_counted_over_all_workers_and_end_with_the_requests(stack: Any) -> None:
+    keys = [stack.make_key("--team", "blue") for _ in range(4)]
     stack.fake.pause = 1.0
     statuses = burst(stack, keys, 20)
     assert (statuses.count(200), statuses.count(429)) == (3, 17)
@@ -102,8 +84,8 @@ def test_open_requests_of_a_team_are_counted_over_all_workers_and_end_with_the_r
     ("fields", "tokens"),
     [({}, 6), ({"stream": True}, 8), ({"stream": True, "stream_options": {"include_usage": True}}, 8)],
 )
-def test_what_was_used_is_what_counts(stack: Any, make: Any, kit: Any, fields: dict[str, Any], tokens: int) -> None:
-    key = make()
+def test_what_was_used_is_what_counts(stack: Any, kit: Any, fields: dict[str, Any], tokens: int) -> None:
+    key = stack.make_key()
     for number in range(1, 4):
         answer = stack.route("nginx").post({**HELLO, **fields, "max_tokens": 1000}, key=key)
         assert answer.status == 200
@@ -116,15 +98,15 @@ def has_used(stack: Any, key: str, tokens: int) -> bool:
     return bool(standing(stack, key)["tokens_per_hour"]["used"] == tokens)
 
 
-def test_a_request_without_max_tokens_gets_one_whoever_sends_it(stack: Any, make: Any) -> None:
+def test_a_request_without_max_tokens_gets_one_whoever_sends_it(stack: Any) -> None:
     identifier = uuid.uuid4().hex
-    assert stack.route("nginx").post(HELLO, identifier, key=make()).status == 200
+    assert stack.route("nginx").post(HELLO, identifier, key=stack.make_key()).status == 200
     assert json.loads(stack.fake.requests[-1][2])["max_tokens"] == 4096
     assert stack.logged(identifier)["delivery"] == stack.delivery
 
 
-def test_a_stream_that_is_left_costs_what_has_passed(stack: Any, make: Any, kit: Any) -> None:
-    key = make()
+def test_a_stream_that_is_left_costs_what_has_passed(stack: Any, kit: Any) -> None:
+    key = stack.make_key()
     stack.fake.chunks, stack.fake.pause = 10_000, 0.01
     route = stack.route("nginx")
     with route.connect() as connection:
@@ -136,8 +118,8 @@ def test_a_stream_that_is_left_costs_what_has_passed(stack: Any, make: Any, kit:
     kit.until(lambda: 20 <= standing(stack, key)["tokens_per_hour"]["used"] < 1000, "the settlement by estimate")
 
 
-def test_what_a_killed_worker_held_is_free_again_and_what_was_used_is_not(stack: Any, make: Any, kit: Any) -> None:
-    keys = [make("--team", "blue") for _ in range(4)]
+def test_what_a_killed_worker_held_is_free_again_and_what_was_used_is_not(stack: Any, kit: Any) -> None:
+    keys = [stack.make_key("--team", "blue") for _ in range(4)]
     assert burst(stack, keys[:1], 1, max_tokens=10) == [200]
     before = kit.until(lambda: standing(stack, keys[0]), "the standing")["tokens_per_hour"]["used"]
     stack.fake.silent = True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from headrace.dialects import OPENAI, OPENAI_ENDPOINTS
-from headrace.estimate import Estimator, answer_tokens
-from headrace.exchange import Exchange, Usage
+from headrace.errors import InvalidRequest
+from headrace.estimate import Estimator, answer_tokens, check_fields, spent
+from headrace.exchange import Exchange, Principal, Usage
 
 
 def asking(body: bytes, path: str = "/v1/chat/completions") -> Exchange:
@@ -80,10 +83,19 @@ def test_every_prompt_of_a_completion_has_an_answer_of_its_own(prompt: bytes, to
 def test_a_huge_list_is_not_taken_apart_but_counted_at_its_most() -> None:
     texts = b",".join([b'"a"'] * 400_000)
     exchange = asking(b'{"model":"m","prompt":[%s],"max_tokens":5}' % texts, "/v1/completions")
-    assert answer_tokens(exchange, default=100) == 2_000_000
+    assert answer_tokens(exchange, default=100) == 2_000_000  # each has two quotes
 
 
-@pytest.mark.parametrize(("body", "events"), [(CHAT % b"", 100), (CHAT % b',"logprobs":true', 7)])
+@pytest.mark.parametrize(
+    ("body", "events"),
+    [
+        (CHAT % b"", 100),
+        (CHAT % b',"logprobs":false', 100),
+        (CHAT % b',"logprobs":null', 100),
+        (CHAT % b',"logprobs":true', 75),
+        (CHAT % b',"logprobs":true,"top_logprobs":20', 12),
+    ],
+)
 def test_events_that_come_several_at_a_time_are_reckoned_by_their_size(body: bytes, events: int) -> None:
     exchange = asking(body)
     exchange.saw(7, 30_000)
@@ -97,3 +109,41 @@ def test_no_backend_can_say_a_number_that_is_none_of_tokens(count: float) -> Non
     said = b'{"usage":{"prompt_tokens":%s,"completion_tokens":3}}' % str(count).encode()
     assert OPENAI.usage(said) is None
     assert OPENAI.usage(said.replace(str(count).encode(), b"5")) == Usage(5, 3)
+
+
+def test_what_one_caller_sends_does_not_make_anothers_prompt_dear() -> None:
+    estimator, pictures, text = Estimator(), asking(CHAT % b""), asking(CHAT % b"")
+    pictures.principal, text.principal = Principal(id="ada"), Principal(id="carl")
+    before = estimator.prompt(text)
+    for _ in range(30):
+        estimator.learn(pictures, Usage(prompt_tokens=100_000))
+    assert estimator.prompt(text) == before
+    assert estimator.prompt(pictures) <= len(pictures.body) * 1.2
+
+
+@pytest.mark.parametrize("field", ["n_predict", "Max_Tokens", "MODEL", "N", "num_predict"])
+def test_a_request_that_says_its_length_by_another_name_is_refused(field: str) -> None:
+    exchange = asking(CHAT % b',"max_tokens":5,"%s":1' % field.encode())
+    with pytest.raises(InvalidRequest, match="cannot be reckoned with"):
+        check_fields(exchange)
+
+
+PICTURE = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%s"}}' % (b"iVBORw0KGgo" * 100_000)
+
+
+def test_a_picture_is_not_taken_for_text() -> None:
+    exchange = asking(b'{"model":"m","messages":[{"role":"user","content":[%s]}]}' % PICTURE)
+    assert 1500 < Estimator().prompt(exchange) < 2000
+    assert 1500 < exchange.estimate(0).prompt_tokens < 2000
+    by_address = asking(CHAT.replace(b'"hello"', b'[{"type":"image_url","image_url":{"url":"https://x/y.png"}}]') % b"")
+    assert 1500 < Estimator().prompt(by_address) < 2000
+
+
+def test_an_estimate_of_a_request_that_failed_counts_as_reserved() -> None:
+    exchange = asking(CHAT % b"")
+    exchange.attempts.append(SimpleNamespace(reporting="it failed"))  # type: ignore[arg-type]
+    assert spent(exchange, 500) == 0
+    exchange.usage = Usage(10, 0, estimated=True)  # its report was lost
+    assert spent(exchange, 500) == 500
+    exchange.usage = Usage(10, 7)
+    assert spent(exchange, 500) == 17

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -152,6 +155,39 @@ print(array("q", found)[0] if found else 0)
         return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
     asyncio.run(asyncio.wait_for(play(), 30))
+
+
+def test_what_cannot_be_written_is_not_taken_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    """One worker, which counts in memory: what was settled a moment before stays settled."""
+
+    async def play() -> None:
+        ledger = LocalLedger(tmp_path / "ledger")
+        ledger.open(alone=True)
+        hold = await ledger.reserve((OPEN,), (1,))
+        alone = ledger._alone
+        assert alone is not None and isinstance(hold, LocalHold)
+        alone.write()
+        hold.settle((1,))
+        true_env, alone._env = alone._env, BrokenDisk()  # type: ignore[assignment]
+        with pytest.raises(Unavailable):
+            await ledger.reserve((MONTH, OPEN), (10, 1))
+        alone._env = true_env
+        assert [level.used for level in await ledger.levels((MONTH, OPEN))] == [0, 0]
+        ledger.close()
+        ledger.open()
+        assert [level.used for level in await ledger.levels((MONTH, OPEN))] == [0, 0]
+        ledger.close()
+
+    asyncio.run(play())
+
+
+class BrokenDisk:
+    """An environment that nothing can be written into."""
+
+    def begin(self, write: bool = False) -> Any:
+        if write:
+            raise lmdb.DiskError("no space left")
+        return contextlib.nullcontext({})
 
 
 def test_limits_with_long_names_are_told_apart(ledger: LocalLedger) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
-from headrace.config import Config, Secret
+from headrace.config import Config, Secret, Strict
 from headrace.registry import plugin_class
 
 from .source import HEADER, attributes, cell, class_node, workspace_plugins
@@ -76,13 +76,17 @@ def _table_in(kind: types.Type) -> tuple[type[Any] | None, tuple[str, ...]]:
         return kind.cls, ()
     if isinstance(kind, types.DictType) and isinstance(kind.value_type, types.StructType):
         return kind.value_type.cls, ("NAME",)
+    if isinstance(kind, types.VarTupleType | types.ListType) and isinstance(kind.item_type, types.StructType):
+        return kind.item_type.cls, ("",)
     return None, ()
 
 
 def _section(struct: type[Any], path: tuple[str, ...]) -> str:
     title = f"`[{'.'.join(path)}]`" if path else "The tables of the file"
-    node = class_node(struct)
-    docs = {each.name: each.doc for each in attributes(node.body)}
+    if path and not path[-1]:  # one of several
+        title = f"`[[{'.'.join(path[:-1])}]]`"
+    bases = [base for base in reversed(struct.__mro__) if issubclass(base, Strict) and base is not Strict]
+    docs = {each.name: each.doc for base in bases or [struct] for each in attributes(class_node(base).body)}
     hints = typing.get_type_hints(struct)
     rows = [
         _row(field, _type(field.type, hints[field.name]), docs[field.name])

@@ -116,9 +116,9 @@ def test_relative_links_lead_to_files_and_headings_that_exist(page: Path) -> Non
 
 def _doc_of(generator: ModuleType, struct: type[Any], name: str) -> str:
     source = generator.source
-    for each in source.attributes(source.class_node(struct).body):
-        if each.name == name:
-            return str(each.doc)
+    for cls in struct.__mro__:
+        if name in getattr(cls, "__annotations__", {}):
+            return next(str(each.doc) for each in source.attributes(source.class_node(cls).body) if each.name == name)
     return ""
 
 

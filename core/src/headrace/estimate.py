@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .dialects import CHECKED_BYTES
-from .errors import GatewayError, UpstreamError
-from .exchange import BYTES_PER_TOKEN
+from .errors import GatewayError, InvalidRequest, UpstreamError
+from .exchange import BYTES_PER_TOKEN, PICTURE_TOKENS
 from .providers import CountsPrompts
 
 if TYPE_CHECKING:
@@ -24,7 +23,12 @@ logger = logging.getLogger("headrace.estimate")
 
 _ONE_PROMPT = re.compile(rb'\s*(?:"|\[\s*[-0-9\]])')
 """A text, or the tokens of one."""
-MODELS_KEPT = 256
+LARGE_LIST = 65_536
+"""Bytes of a list of prompts that are not taken apart any more."""
+KEPT = 4096
+"""Callers, by model, whose averages are remembered."""
+LEAST_RATE, MOST_RATE = 1 / 32, 1.0
+"""Of tokens to bytes."""
 WEIGHT = 0.1
 """Of one request in the moving average."""
 COUNT_SECONDS = 0.5
@@ -37,16 +41,16 @@ class Estimator:
     """Prompt tokens by the body's length, as each model's own usage shows them: a few bytes make a token."""
 
     def __init__(self) -> None:
-        self._tokens_per_byte: OrderedDict[str, float] = OrderedDict()
+        self._tokens_per_byte: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._cannot_count: set[str] = set()
         """Targets that have been told of."""
 
     def prompt(self, exchange: Exchange) -> int:
-        """Tokens of the prompt: as counted, or a tenth more than the average says."""
+        """Tokens of the prompt: as counted, or a tenth more than this caller's average for the model says."""
         if exchange.prompt_tokens is not None:
             return exchange.prompt_tokens
-        rate = self._tokens_per_byte.get(_model(exchange), 1 / BYTES_PER_TOKEN)
-        return math.ceil(len(exchange.body) * rate * MARGIN)
+        rate = self._tokens_per_byte.get(_who(exchange), 1 / BYTES_PER_TOKEN)
+        return math.ceil((exchange.text_bytes * rate + exchange.pictures * PICTURE_TOKENS) * MARGIN)
 
     async def count(self, exchange: Exchange, gateway: Gateway) -> None:
         """Have the prompt counted by the model's first backend, if it can do so within COUNT_SECONDS."""
@@ -68,14 +72,15 @@ class Estimator:
             self._cannot_count.discard(target.name)
 
     def learn(self, exchange: Exchange, usage: Usage) -> None:
-        """The backend has counted: the next estimate for its model is the better for it."""
-        size = len(exchange.body)
-        if usage.estimated or not usage.prompt_tokens or not size:
+        """The backend has counted: the caller's next estimate for its model is the better for it. What others send is
+        of no matter: nobody can make their requests look dear."""
+        size = exchange.text_bytes
+        if usage.estimated or not usage.prompt_tokens or not size or exchange.pictures:
             return
-        model, seen = _model(exchange), usage.prompt_tokens / size
-        before = self._tokens_per_byte.pop(model, None)
-        self._tokens_per_byte[model] = seen if before is None else before + WEIGHT * (seen - before)
-        if len(self._tokens_per_byte) > MODELS_KEPT:
+        who, seen = _who(exchange), min(max(usage.prompt_tokens / size, LEAST_RATE), MOST_RATE)
+        before = self._tokens_per_byte.pop(who, None)
+        self._tokens_per_byte[who] = seen if before is None else before + WEIGHT * (seen - before)
+        if len(self._tokens_per_byte) > KEPT:
             self._tokens_per_byte.popitem(last=False)
 
 
@@ -92,6 +97,25 @@ def asked_tokens(exchange: Exchange) -> int:
     return max(getattr(peek, "max_completion_tokens", None) or 0, getattr(peek, "max_tokens", None) or 0, 0)
 
 
+KNOWN = frozenset(("max_tokens", "max_completion_tokens", "n", "best_of", "model"))
+LIKE_THEM = KNOWN | {
+    *("n_predict", "num_predict", "max_new_tokens", "max_length", "max_output_tokens", "n_cmpl"),
+    "num_return_sequences",
+}
+"""Names by which some server or other knows how long an answer may be; some do not look at their case."""
+
+
+def check_fields(exchange: Exchange) -> None:
+    """Where tokens are limited, a request says what it wants by one name, in one spelling.
+
+    Raises:
+        InvalidRequest: it has a field that some backend may take for a limit of its own.
+    """
+    for name in exchange.fields:
+        if name not in KNOWN and name.casefold() in LIKE_THEM:
+            raise InvalidRequest(f"The field {name!r} cannot be reckoned with: say max_tokens, n or model.", param=name)
+
+
 def choices(exchange: Exchange) -> int:
     """How many answers are asked for: `n`, or `best_of`, to each prompt."""
     peek = exchange.peek
@@ -104,8 +128,8 @@ def _prompts(raw: bytes) -> int:
     """How many prompts a completion has: one text, one list of tokens, or a list of either."""
     if _ONE_PROMPT.match(raw):
         return 1
-    if len(raw) > CHECKED_BYTES:
-        return raw.count(b",") + 1  # as many as there can be: to decode them would hold up everybody
+    if len(raw) > LARGE_LIST:  # as many as there can be: to decode them would hold up everybody
+        return max(1, raw.count(b'"') // 2, raw.count(b"[") - 1)
     return len(msgspec.json.decode(raw, type=list[msgspec.Raw]))
 
 
@@ -114,11 +138,16 @@ def spent(exchange: Exchange, reserved: int) -> int:
     all that was reserved if nobody knows, as of a whole answer that the client did not wait for."""
     if not exchange.attempts:
         return 0
-    if exchange.usage is not None:
-        return exchange.usage.prompt_tokens + exchange.usage.completion_tokens
-    failed = exchange.attempts[-1].reporting is not None
+    usage, failed = exchange.usage, exchange.attempts[-1].reporting is not None
+    if usage is not None and not (usage.estimated and failed):  # such an estimate knows nothing of the answer
+        return usage.prompt_tokens + usage.completion_tokens
+    if usage is not None:
+        return reserved
     return 0 if failed or (exchange.status or 0) >= 400 else reserved
 
 
-def _model(exchange: Exchange) -> str:
-    return exchange.model.name if exchange.model else ""
+def _who(exchange: Exchange) -> tuple[str, str]:
+    return (
+        exchange.principal.id if exchange.principal else "",
+        exchange.model.name if exchange.model else "",
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +30,13 @@ DeliveryName = Literal["inline", "offload"]
 
 BYTES_PER_TOKEN = 4
 """Of a prompt, roughly: for estimates alone."""
+PICTURE_TOKENS = 1500
+"""Of a picture or a sound in a prompt: engines make some hundreds to some thousands of one."""
+MEDIA = (b'"image_url":', b'"input_audio":', b'"video_url":', b'"audio_url":')
+_ENCODED = re.compile(rb"[A-Za-z0-9+/]{4096,}={0,2}")
+"""What is no text: base64 without an end in sight."""
+LOGPROB_BYTES = 100
+"""Of an event, for each token whose probability is told, the token itself included."""
 EVENT_BYTES = 300
 """Of a stream, with one token in it: few servers say more around it."""
 
@@ -271,6 +280,7 @@ class Exchange:
         """How many pieces of a stream have passed: what its tokens are estimated by if it is cut."""
         self.usage: Usage | None = None
         self._comment: Callable[[bytes], Awaitable[None]] | None = None
+        self._measure: tuple[int, int] | None = None
         self._by_name: dict[bytes, bytes] | None = None
         self._fields: dict[str, msgspec.Raw] | None = None
 
@@ -309,8 +319,16 @@ class Exchange:
         """So many pieces of a stream, and bytes, have passed. To whoever reads slowly, many events come in one piece:
         then the size tells how many they were, unless they are larger than usual."""
         self.events = pieces
-        if size // EVENT_BYTES > pieces and b'"logprobs"' not in self.body:
-            self.events = size // EVENT_BYTES
+        if size // EVENT_BYTES > pieces:
+            self.events = max(pieces, size // (EVENT_BYTES + self._logprob_bytes()))
+
+    def _logprob_bytes(self) -> int:
+        """What log probabilities, if they are asked for, add to each event."""
+        asked = self.fields.get("logprobs", b"false")
+        if bytes(asked) in (b"false", b"null", b"0"):
+            return 0
+        most = bytes(self.fields.get("top_logprobs", asked))
+        return LOGPROB_BYTES * (1 + (int(most) if most.isdigit() and len(most) < 3 else 0))
 
     def close_taps(self, completed: bool) -> None:
         """The reply is over: tell those who watched it. What a stream has cost that was not counted is estimated."""
@@ -321,7 +339,31 @@ class Exchange:
 
     def estimate(self, completion_tokens: int) -> Usage:
         """The usage of an answer of so many tokens to this request."""
-        return Usage(len(self.body) // BYTES_PER_TOKEN, completion_tokens, estimated=True)
+        prompt = self.prompt_tokens
+        if prompt is None:
+            prompt = math.ceil(self.text_bytes / BYTES_PER_TOKEN) + self.pictures * PICTURE_TOKENS
+        return Usage(prompt, completion_tokens, estimated=True)
+
+    @property
+    def text_bytes(self) -> int:
+        """The body's length without the pictures and sounds in it."""
+        return self._measured()[0]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures and sounds the prompt has, in it or by their address."""
+        return self._measured()[1]
+
+    def _measured(self) -> tuple[int, int]:
+        """Most bodies have neither, and cost one search each; whatever has changed the body is of no matter here."""
+        if self._measure is None:
+            body = self.body
+            count = sum(body.count(word) for word in MEDIA) if b"_url" in body or b"input_audio" in body else 0
+            size = len(body)
+            if count:
+                size -= sum(found.end() - found.start() for found in _ENCODED.finditer(body))
+            self._measure = size, count
+        return self._measure
 
     @property
     def fields(self) -> dict[str, msgspec.Raw]:

@@ -6,15 +6,23 @@ Core says the words; the plugins `ratelimit` and `budget` see to it that they ar
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
 
-from .config import Count, Strict
+from .config import Strict
+
+if TYPE_CHECKING:
+    from .exchange import Principal
 
 Money = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 """In the currency of the price table, whatever that is."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 class RateLimits(Strict, frozen=True, omit_defaults=True):
@@ -50,9 +58,12 @@ class Budget(Strict, frozen=True, omit_defaults=True):
 
 
 class Wall(msgspec.Struct, frozen=True, kw_only=True):
-    """What nobody may exceed, whatever else is limited: a server in front refuses a flood without asking the core."""
+    """What nobody may exceed, whatever else is limited: a server in front refuses a flood without asking the core.
 
-    per: Literal["key", "address", "everybody"]
+    There is none for everybody together: whoever has no key could use it up for all who have one.
+    """
+
+    per: Literal["key", "address"]
     requests_per_minute: int | None = None
     """Requests to endpoints in any 60 seconds."""
     concurrent: int | None = None
@@ -83,5 +94,37 @@ def moment(seconds_from_now: float) -> str | None:
     return then.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+class Selection(Protocol):
+    """For whom a rule is, and whose use it counts together: the tables of several plugins say it with these keys."""
+
+    @property
+    def per(self) -> Sequence[str]: ...
+    @property
+    def keys(self) -> Sequence[str]: ...
+    @property
+    def teams(self) -> Sequence[str]: ...
+    @property
+    def models(self) -> Sequence[str]: ...
+
+
+def concerns(rule: Selection, who: Principal, model: str) -> bool:
+    """Whether a rule is for this caller's requests for this model. Nobody without a team is counted by team."""
+    return not (
+        (rule.keys and who.id not in rule.keys)
+        or (rule.teams and who.team not in rule.teams)
+        or (rule.models and model not in rule.models)
+        or ("team" in rule.per and who.team is None)
+    )
+
+
+def name_of(rule: Selection) -> str:
+    """What a rule's counts are called: the same at every start and in every gateway, wherever it stands in the file."""
+    only = (rule.keys, rule.teams, rule.models)
+    digest = "#" + blake2b(msgspec.json.encode(only), digest_size=6).hexdigest() if any(only) else ""
+    return ("+".join(rule.per) or EVERYBODY) + digest
+
+
+EVERYBODY = "all"
+"""The name of a rule that counts everybody together."""
 RATES = RateLimits.__struct_fields__
 BUDGETS = Budget.__struct_fields__

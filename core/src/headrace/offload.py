@@ -154,6 +154,8 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
 def _look_at(seen: Watched, report: Report, exchange: Exchange, connection: Connection) -> None:
     """Take over what was seen of the reply."""
     if not seen.whole:  # what followed is reckoned by its size
+        if not exchange.streaming:
+            return  # nobody knows what it took
         exchange.saw(round(seen.events * report.bytes / max(1, seen.size)), report.bytes)
         return
     connection.bytes_sent = seen.size

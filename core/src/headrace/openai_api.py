@@ -25,6 +25,7 @@ PATHS = {
 """Where OpenAI's API has what core calls by these names (https://platform.openai.com/docs/api-reference)."""
 
 
+ANSWER_FIELDS = ("max_tokens", "max_completion_tokens")
 TOKENIZED = ("messages", "prompt", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt")
 """Fields of a request that become its prompt."""
 
@@ -41,9 +42,10 @@ def _with_usage(exchange: Exchange) -> dict[str, Any]:
     return {**options, "include_usage": True}
 
 
-def _answer_field(target: Target) -> str:
-    """Every server knows `max_tokens`, but OpenAI itself, whose newer models refuse it."""
-    return "max_completion_tokens" if "//api.openai.com" in target.base_url else "max_tokens"
+def _answer_field(exchange: Exchange, target: Target) -> str:
+    """Every server knows `max_tokens`, but OpenAI's own, whose newer models refuse it in chats."""
+    own = "//api.openai.com" in target.base_url or ".openai.azure.com" in target.base_url
+    return "max_completion_tokens" if own and exchange.endpoint.name == "chat" else "max_tokens"
 
 
 class _Counted(msgspec.Struct):
@@ -77,7 +79,8 @@ class OpenAIBackend:
         if target.model is not None and exchange.peek is not None and exchange.peek.model != target.model:
             changes["model"] = target.model
         if exchange.answer_limit is not None and exchange.endpoint.name != "embeddings" and not asked_tokens(exchange):
-            changes[_answer_field(target)] = exchange.answer_limit
+            given = [name for name in ANSWER_FIELDS if name in exchange.fields]
+            changes.update(dict.fromkeys(given or (_answer_field(exchange, target),), exchange.answer_limit))
         forced = target.stream_usage and exchange.streaming and exchange.wants_usage and not _asks_for_usage(exchange)
         if forced:
             changes["stream_options"] = _with_usage(exchange)

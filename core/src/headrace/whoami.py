@@ -40,8 +40,17 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     """For people."""
     told = {name: found[name] for name in LABELS if found[name] not in (None, "")}
     lines = [f"{name:<10} {_words(value)}" for name, value in told.items()]
-    rows = [{**each, "of": " ".join(each["of"].values()) or "everybody"} for each in found["limits"]]
+    rows = [{name: _shown(value) for name, value in each.items()} for each in found["limits"]]
     return [*lines, *([""] if rows else []), *table(rows)]
+
+
+def _shown(value: Any) -> str:
+    """A column of a limit."""
+    if isinstance(value, dict):
+        return " ".join(value.values()) or "everybody"
+    if isinstance(value, float):
+        return f"{value:.6f}".rstrip("0").rstrip(".")
+    return "" if value is None else str(value)
 
 
 def _words(value: Any) -> str:

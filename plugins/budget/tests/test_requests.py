@@ -280,3 +280,16 @@ async def test_what_a_cache_answers_costs_nothing(budgeted: Any) -> None:
     async with budgeted({"cost_per_month": 5, "tokens_per_month": 500}, plugins={"cache": Cache}) as gate:
         assert (await gate.ask()).status_code == 200
         assert set((await gate.used()).values()) == {0}
+
+
+async def test_a_request_without_max_tokens_for_which_too_little_is_left_is_told_when_there_is_more(
+    budgeted: Any,
+) -> None:
+    async with budgeted({"tokens_per_day": 100}) as gate:
+        while (answer := await gate.ask(max_tokens=None)).status_code == 200:
+            pass
+        used = await gate.used_in_all()
+    assert 50 < used <= 100
+    message = answer.json()["error"]["message"]
+    assert "begins anew at" in message and f"{100 - used} tokens are left" in message
+    assert int(answer.headers["retry-after"]) > 0

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from headrace import hookimpl
+from headrace.errors import PluginError
 from headrace.exchange import Exchange, Principal
 from headrace.limits import RateLimits
 from headrace.testing import FakeBackend, serve
@@ -104,14 +105,14 @@ async def test_a_backend_that_fails_costs_no_tokens_but_counts_as_a_request() ->
         gate.backend.status = 500
         assert [(await gate.ask(max_tokens=900)).status_code for _ in range(4)][:3].count(429) == 0
         refused = await gate.ask(max_tokens=900)
-    assert refused.status_code == 429 and "3 requests in 60 s" in refused.json()["error"]["message"]
+    assert refused.status_code == 429 and "3 requests in 60 s of this key" in refused.json()["error"]["message"]
 
 
 async def test_a_request_larger_than_the_limit_is_told_so_and_not_to_wait() -> None:
     async with limited({"tokens_per_minute": 100}) as gate:
         refused = await gate.ask(max_tokens=500)
     assert refused.status_code == 429 and "retry-after" not in refused.headers
-    assert "more than the limit of 100 tokens" in refused.json()["error"]["message"]
+    assert "more than the limit of 100 tokens in 60 s of this key" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -258,3 +259,29 @@ async def test_a_backend_that_does_not_count_leaves_prompts_estimated_and_is_tol
         for _ in range(2):
             assert (await gate.ask(max_tokens=100)).status_code == 200
     assert sum("prompts are estimated" in record.message for record in caplog.records) == 1
+
+
+async def test_a_request_without_max_tokens_takes_what_is_left() -> None:
+    async with limited({"tokens_per_minute": 1000}, minimum_answer=100) as gate:
+        assert (await gate.ask(max_tokens=400)).status_code == 200
+        gate.backend.silent = True
+        holding = asyncio.create_task(gate.ask(max_tokens=500))
+        while len(gate.backend.requests) < 2:
+            await asyncio.sleep(0.01)
+        gate.backend.silent = False
+        assert (await gate.ask(max_tokens=None)).status_code == 200
+        assert 300 < gate.sent[2]["max_tokens"] < 500
+        holding.cancel()
+
+
+async def test_a_request_without_max_tokens_is_refused_when_too_little_is_left() -> None:
+    async with limited({"tokens_per_minute": 1000}, minimum_answer=990) as gate:
+        assert (await gate.ask(max_tokens=10)).status_code == 200
+        refused = await gate.ask(max_tokens=None)
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
+
+
+async def test_a_rule_for_a_model_that_is_not_there_stops_the_start() -> None:
+    with pytest.raises(PluginError, match="no model 'nosuch'"):
+        async with limited({"requests_per_minute": 1, "models": ["nosuch"]}):
+            pass

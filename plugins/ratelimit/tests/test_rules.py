@@ -60,4 +60,5 @@ def test_a_caller_without_a_team_is_not_counted_per_team() -> None:
 def test_addresses_of_ipv6_count_by_their_network() -> None:
     assert network("2001:db8:1:2:3:4:5:6") == network("2001:db8:1:2::9") == "2001:db8:1:2::"
     assert network("2001:db8:1:3::9") != network("2001:db8:1:2::9")
+    assert network("::ffff:10.1.2.3") == "10.1.2.3"
     assert (network("10.1.2.3"), network("unix:"), network("fe80::1%eth0")) == ("10.1.2.3", "unix:", "fe80::")

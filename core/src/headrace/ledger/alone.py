@@ -72,11 +72,25 @@ class Alone:
             places.append(place)
             used.append(cell[0])
         names = [limit.name for limit in limits]
+        self._note(names)
         if lasting:
-            self._write(names)
-        else:
-            self._note(names)
+            self._write_or_undo(names, limits, found, places, amounts)
         return places, used
+
+    def _write_or_undo(
+        self,
+        names: Sequence[bytes],
+        limits: Sequence[Limit],
+        found: Sequence[cells.Cell],
+        places: Sequence[int],
+        amounts: Sequence[int],
+    ) -> None:
+        try:
+            self._write(names)
+        except lmdb.Error:
+            for limit, cell, place, amount in zip(limits, found, places, amounts, strict=True):
+                cells.correct(limit, cell, place, -amount, 0)
+            raise
 
     def correct(self, due: Iterable[tuple[Limit, int, int]], now: float) -> None:
         """What a request took of these limits was less, or more, than was written there. Raises lmdb.Error."""
@@ -99,27 +113,29 @@ class Alone:
                 self.write()
 
     def _write(self, names: Iterable[bytes]) -> None:
-        try:
-            with self._env.begin(write=True) as txn:
-                for name in names:
-                    txn.put(name, self._cells[name].tobytes())
-        except lmdb.Error:
-            self._cells.clear()  # what is in the file counts
-            self._changed.clear()
-            raise
+        with self._env.begin(write=True) as txn:
+            for name in names:
+                txn.put(name, self._cells[name].tobytes())
 
     def write(self) -> None:
-        """Write what has changed."""
-        self._timer = None
-        changed, self._changed = self._changed, set()
-        if not changed:
+        """Write what has changed; what cannot be written now is tried again with the next change."""
+        self.close()
+        if not self._changed:
             return
         try:
-            self._write(changed)
+            self._write(self._changed)
+            self._changed.clear()
         except lmdb.Error as error:
             self._on_error(error)
 
+    def close(self) -> None:
+        """Write nothing any more by itself."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
     def forget(self) -> None:
-        """Let go of what nobody has looked at since the time before; the file has it."""
+        """Let go of what nobody has looked at since the time before, if the file has it."""
         self.write()
-        self._before, self._cells = self._cells, {}
+        if not self._changed:
+            self._before, self._cells = self._cells, {}

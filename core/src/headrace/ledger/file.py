@@ -8,6 +8,7 @@ every few seconds; when the machine has been started since the file was last ope
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -20,6 +21,8 @@ from headrace.errors import HeadraceError
 
 MAP_BYTES = 1 << 30
 """How large the file may become: two million keys. What is not used takes no room."""
+AHEAD_BYTES = 16 << 20
+"""Room on the disk that is set aside for what comes: thirty thousand keys."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,9 +34,57 @@ def open_file(path: Path, boot: str | None = None) -> lmdb.Environment:
     """
     with _explained(path), _locked(path):
         _restore(path, _boot() if boot is None else boot)
-        return lmdb.open(
+        environment = lmdb.open(
             str(path), map_size=MAP_BYTES, subdir=False, mode=0o600, writemap=True, sync=False, metasync=False
         )
+        try:
+            maintain(environment, path)
+        except BaseException:
+            environment.close()
+            raise
+        return environment
+
+
+def maintain(environment: lmdb.Environment, path: Path) -> None:
+    """Forget readers that have died, which keep old pages from being used again; and have the disk set room aside.
+
+    Where the disk is full, writing into a mapped file ends the process: better to be told beforehand.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    environment.reader_check()
+    wanted = min((environment.info()["last_pgno"] + 1) * environment.stat()["psize"] + AHEAD_BYTES, MAP_BYTES)
+    if hasattr(os, "posix_fallocate") and path.stat().st_blocks * 512 < wanted:
+        _set_aside(path, wanted)
+
+
+def _set_aside(path: Path, size: int) -> None:
+    """Where the file system can do that by itself: elsewhere the C library would write, while others do so, too."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if os.fstatvfs(descriptor).f_bavail * os.fstatvfs(descriptor).f_frsize < size - path.stat().st_blocks * 512:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if _type_of(path) in CAN_ALLOCATE:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _type_of(path: Path) -> str:
+    """The kind of file system; empty if that is not known."""
+    with contextlib.suppress(OSError):
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines()]
+        found = [(len(each[1]), each[2]) for each in mounts if path.absolute().is_relative_to(each[1])]
+        return max(found, default=(0, ""))[1]
+    return ""
+
+
+CAN_ALLOCATE = frozenset(("ext4", "xfs", "btrfs", "tmpfs", "f2fs"))
+"""File systems with a fallocate of their own."""
 
 
 def save(environment: lmdb.Environment, path: Path) -> None:

@@ -24,7 +24,7 @@ from headrace.errors import Unavailable
 
 from . import LARGEST, Kind, Level, Limit, Refusal, cells
 from .alone import Alone
-from .file import open_file, save
+from .file import maintain, open_file, save
 
 logger = logging.getLogger("headrace.ledger")
 
@@ -109,6 +109,8 @@ class LocalLedger:
     def close(self) -> None:
         """What is settled is written first."""
         self.flush()
+        if self._alone is not None:
+            self._alone.close()
         self._alone = None
         env, self._env = self._env, None
         if env is not None:
@@ -147,12 +149,17 @@ class LocalLedger:
     def _look(self, limits: Sequence[Limit]) -> tuple[list[Level], list[cells.Cell], float]:
         """How limits stand, what is kept of them, and when."""
         now = self._clock()
-        if self._alone is not None:
-            found = [self._alone.cell(limit, now) for limit in limits]
-            return _levels(limits, found, now), found, now
-        with self._begin(write=False) as txn:
-            found = [_loaded(txn, limit, now, self._worker) for limit in limits]
+        try:
+            found = self._found(limits, now)
+        except lmdb.Error as error:
+            raise _unavailable(error) from error
         return _levels(limits, found, now), found, now
+
+    def _found(self, limits: Sequence[Limit], now: float) -> list[cells.Cell]:
+        if self._alone is not None:
+            return [self._alone.cell(limit, now) for limit in limits]
+        with self._begin(write=False) as txn:
+            return [_loaded(txn, limit, now, self._worker) for limit in limits]
 
     async def scan(self, kind: Kind, prefix: str) -> list[tuple[str, int]]:
         """Keys that begin with `prefix`, in order, with what is used of each. What is over is left out; keys that are
@@ -298,6 +305,8 @@ class LocalLedger:
             if self._worker == 0:
                 with self._noting():
                     await self.sweep()
+                    if self._env is not None:
+                        maintain(self._env, self._path)
                 await self._save()
 
     async def _save(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from headrace.estimate import asked_tokens, choices
+from headrace.estimate import asked_tokens, check_fields, choices
 from headrace.ledger import LARGEST, Refusal
 
 from .answers import unpriced
@@ -51,6 +51,7 @@ class Admission(AbstractAsyncContextManager[None]):
         if applied.priceless:
             raise unpriced(exchange.model.name if exchange.model else "")
         exchange.usage_wanted = True
+        check_fields(exchange)
         if self._desk.config.exact_prompts:
             await self._desk.gateway.estimator.count(exchange, self._desk.gateway)
         self._prompt = self._desk.gateway.estimator.prompt(exchange)
@@ -98,10 +99,12 @@ class Admission(AbstractAsyncContextManager[None]):
         for _ in range(TRIES):
             if refusal is None:
                 return
-            answer = min(answer, self._left(refusal.levels))
-            if least is None or answer < least:
+            if least is None:
                 break
+            answer = max(least, min(answer, self._left(refusal.levels)))  # the refusal is that of the least
             refusal = await self._take(answer)
+            if answer == least:
+                break
         if refusal is not None:
             self._refuse(refusal)
 

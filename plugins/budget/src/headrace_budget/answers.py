@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from .periods import Calendar
     from .rules import Part
 
-TYPE, CODE = "insufficient_quota", "budget_exceeded"
-"""The type is OpenAI's (https://platform.openai.com/docs/guides/error-codes)."""
 NO_RETRY = {"X-Should-Retry": "false"}
 """OpenAI's clients try again at once where they are not told this."""
+
+
+class BudgetExceeded(RateLimited):
+    """No more may be spent. The type is OpenAI's (https://platform.openai.com/docs/guides/error-codes)."""
+
+    type, code = "insufficient_quota", "budget_exceeded"
 
 
 class Words:
@@ -33,12 +37,12 @@ class Words:
     def __init__(self, currency: str, calendar: Calendar) -> None:
         self._currency, self._calendar = currency, calendar
 
-    def refusal(self, part: Part, amount: int, used: int) -> RateLimited:
+    def refusal(self, part: Part, amount: int, used: int) -> BudgetExceeded:
         """The error for a request that may take `amount` of a budget of which `used` is used."""
         budget, left = self.budget(part, addressed(part.subject)), part.most - used
         if amount > part.most > 0:
             text = f"This request may take {self.amount(part.unit, amount)}, more than the {budget}: ask for a smaller "
-            return RateLimited(f"{text}max_tokens, or send less.", type=TYPE, code=CODE, headers=NO_RETRY)
+            return BudgetExceeded(f"{text}max_tokens, or send less.", headers=NO_RETRY)
         anew = f"begins anew at {self._calendar.moment(part.period.end):%Y-%m-%d %H:%M} ({self._calendar.zone})"
         if left <= 0:
             text = f"The {budget} is used up. It {anew}."
@@ -46,7 +50,7 @@ class Words:
             text = f"This request may take {self.amount(part.unit, amount)}, and {self.amount(part.unit, left)} are "
             text += f"left of the {budget}. Ask for a smaller max_tokens, or wait: it {anew}."
         wait = max(1, math.ceil(part.period.end - self._calendar.clock()))
-        return RateLimited(text, type=TYPE, code=CODE, headers={"Retry-After": str(wait), **NO_RETRY})
+        return BudgetExceeded(text, headers={"Retry-After": str(wait), **NO_RETRY})
 
     def budget(self, part: Part, whom: str) -> str:
         """`budget of 5.00 USD a month of the team 'red'`."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from headrace.limits import BUDGETS
+from headrace.limits import BUDGETS, EVERYBODY, name_of
 
 from .money import MILLION
-from .rules import ALL, OWN, PREFIX, name_of, numbers_of, span_of, unit_of
+from .rules import OWN, PREFIX, numbers_of, span_of, unit_of
 
 if TYPE_CHECKING:
     from . import Plugin
@@ -46,7 +46,7 @@ def rows(plugin: Plugin, counted: Iterable[tuple[str, int]], past: bool) -> Iter
 def _kinds(name: str) -> tuple[str, ...]:
     """What a rule that is configured no more has counted together."""
     word = name.partition("#")[0]
-    return () if word == ALL else tuple(word.split("+"))
+    return () if word == EVERYBODY else tuple(word.split("+"))
 
 
 def _parts(key: str) -> tuple[str, str, str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import msgspec
 
 from headrace.exchange import ANONYMOUS
 from headrace.ledger import LARGEST, Limit
-from headrace.limits import BUDGETS, Budget
+from headrace.limits import BUDGETS, Budget, concerns, name_of
 
 from .config import LimitConfig
 from .money import Priced, Prices, millionths
@@ -27,8 +26,8 @@ KEPT = 4096
 """Callers whose budgets are remembered."""
 REPORTED: Mapping[Span, float] = {"day": 8 * 86400.0, "month": 40 * 86400.0}
 """Seconds for which what was used is kept after a period's end, for reports."""
-OWN, ALL = "own", "all"
-"""The name of the rule that a key brings along, and of one that counts everybody together."""
+OWN = "own"
+"""The name of the rule that a key brings along."""
 PREFIX = "budget:"
 """Of every key in the ledger."""
 
@@ -132,27 +131,11 @@ class Rules:
         """Each budget of this caller that requests for this model count for."""
         of = {"key": who.id, "team": who.team or "", "model": model}
         for rule, name in self._rules:
-            if _is_for(rule, who, model):
+            if concerns(rule, who, model):
                 yield from _parts(rule, name, {each: of[each] for each in rule.per}, today)
         if who.budget is not None and any(getattr(who.budget, name) is not None for name in BUDGETS):
             own = LimitConfig(**{name: getattr(who.budget, name) for name in BUDGETS})
             yield from _parts(own, OWN, {"key": who.id}, today)
-
-
-def _is_for(rule: LimitConfig, who: Principal, model: str) -> bool:
-    return not (
-        (rule.keys and who.id not in rule.keys)
-        or (rule.teams and who.team not in rule.teams)
-        or (rule.models and model not in rule.models)
-        or ("team" in rule.per and who.team is None)
-    )
-
-
-def name_of(rule: LimitConfig) -> str:
-    """The same at every start and in every gateway, wherever the rule stands in the file."""
-    only = (rule.keys, rule.teams, rule.models)
-    digest = "#" + blake2b(msgspec.json.encode(only), digest_size=6).hexdigest() if any(only) else ""
-    return ("+".join(rule.per) or ALL) + digest
 
 
 def _parts(rule: LimitConfig, name: str, subject: dict[str, str], today: Today) -> Iterator[Part]:

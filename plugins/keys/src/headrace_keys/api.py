@@ -218,6 +218,8 @@ def _decoded(body: bytes, kind: type[T]) -> T:
         raise InvalidRequest("The body is not valid UTF-8.", code="invalid_encoding") from error
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
+        if "unknown field" in text and not path:
+            text += f"; there are {', '.join(kind.__struct_fields__)}"  # type: ignore[attr-defined]
         raise InvalidRequest(f"{text}.", param=path.rstrip("`").lstrip(".") or None) from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from error

@@ -56,7 +56,10 @@ def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> da
     if value is None:
         return None
     if re.match(r"[0-9]{4}-", value.strip()):
-        return _date(value.strip())
+        found = _date(value.strip())
+        if found <= datetime.now(UTC):
+            raise click.BadParameter(f"{value!r} is over already")
+        return found
     return datetime.now(UTC) + timedelta(seconds=seconds(ctx, param, value) or 0.0)
 
 
@@ -128,6 +131,17 @@ def _numbers(name: str, kind: type[Any], before: Any, given: dict[str, str]) -> 
     merged = {**(msgspec.structs.asdict(before) if before is not None else {}), **given}
     kept = {field: value for field, value in merged.items() if value not in (None, "")}
     try:
-        return msgspec.convert(kept, kind, strict=False)
+        return msgspec.convert({field: _number(field, value) for field, value in kept.items()}, kind)
     except msgspec.ValidationError as error:
-        raise click.ClickException(f"{name}: {error}") from error
+        text, _, path = str(error).partition(" - at `$.")
+        raise click.ClickException(f"{path.rstrip('`') or name}: {text}") from error
+
+
+def _number(field: str, value: Any) -> Any:
+    """As TOML writes numbers: 1_000_000."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if field.startswith("cost") else int(value)
+    except ValueError:
+        raise click.ClickException(f"{field}: {value!r} is no number; write it like 100000 or 1_000_000") from None

@@ -82,7 +82,7 @@ def answers(config: NginxConfig, max_body_bytes: int, walls: Sequence[Wall] = ()
 def _rate_limited(config: NginxConfig, walls: Sequence[Wall]) -> GatewayError:
     limits = config.throttle
     set_here = (limits.requests_per_minute, limits.address_requests_per_minute)
-    rates = [rate for rate in (*set_here, *(wall.requests_per_minute for wall in walls)) if rate]
+    rates = [rate for rate in (*set_here, *(2 * (wall.requests_per_minute or 0) for wall in walls)) if rate]
     return RateLimited(
         "Too many requests. Slow down, and try again.", headers=_retry(max(1, -(-60 // min(rates, default=60))))
     )

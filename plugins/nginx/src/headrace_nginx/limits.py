@@ -12,7 +12,8 @@ from .layout import Layout
 from .quoting import quoted_path, size
 
 CALLER, SECOND, ADDRESS = "$headrace_caller", "$headrace_second", "$binary_remote_addr"
-COUNTED = {"key": CALLER, "address": ADDRESS, "everybody": "everybody"}
+COUNTED = {"key": CALLER, "address": ADDRESS}
+LARGEST_RATE, LARGEST_OPEN = 1_000_000, 30_000
 SLACK = 8
 """Requests that nginx still counts although the core has done with them, or not yet seen them."""
 
@@ -64,8 +65,13 @@ def _hashing(platform: Platform, layout: Layout) -> list[str]:
 
 
 def _standing(walls: Sequence[Wall], platform: Platform) -> list[Wall]:
-    """Those that this nginx can count: without njs it cannot tell one key from another."""
-    return [wall for wall in walls if wall.per != "key" or platform.njs is not None]
+    """Those that this nginx can count: without njs it cannot tell one key from another, and its numbers have ends."""
+    return [
+        wall
+        for wall in walls
+        if wall.per != "key" or platform.njs is not None
+        if (wall.requests_per_minute or 0) <= LARGEST_RATE and (wall.concurrent or 0) <= LARGEST_OPEN
+    ]
 
 
 def _walls_in_http(walls: Sequence[Wall], memory: str) -> list[str]:
@@ -76,7 +82,7 @@ def _walls_in_http(walls: Sequence[Wall], memory: str) -> list[str]:
         lines.append(f'map "$request_method $uri" {counted} {{ default ""; "~^POST /v1/" {COUNTED[wall.per]}; }}')
         if wall.requests_per_minute is not None:
             zone = f"headrace_wall_rate_{number}:{memory}"
-            lines.append(f"limit_req_zone {counted} zone={zone} rate={wall.requests_per_minute}r/m;")
+            lines.append(f"limit_req_zone {counted} zone={zone} rate={2 * wall.requests_per_minute}r/m;")
         if wall.concurrent is not None:
             lines.append(f"limit_conn_zone {counted} zone=headrace_wall_open_{number}:{memory};")
     return lines
@@ -86,7 +92,7 @@ def _walls_in_location(walls: Sequence[Wall]) -> list[str]:
     lines = []
     for number, wall in enumerate(walls):
         if wall.requests_per_minute is not None:
-            lines.append(f"limit_req zone=headrace_wall_rate_{number} burst={wall.requests_per_minute} nodelay;")
+            lines.append(f"limit_req zone=headrace_wall_rate_{number} burst={2 * wall.requests_per_minute} nodelay;")
         if wall.concurrent is not None:
             lines.append(f"limit_conn headrace_wall_open_{number} {2 * wall.concurrent + SLACK};")
     return lines

@@ -18,6 +18,18 @@ Beat = Callable[[], Awaitable[None]]
 Clock = Callable[[], float]
 
 
+class Overloaded(Unavailable):
+    """Too many wait already."""
+
+    type, code = "server_error", "overloaded"
+
+
+class QueueTimeout(Unavailable):
+    """There was no room in time."""
+
+    type, code = "server_error", "queue_timeout"
+
+
 class Counts(msgspec.Struct):
     """What has become of the requests of one class since the start, and how many are here."""
 
@@ -213,16 +225,16 @@ class Gate:
 
     def _late(self, waiter: Waiter, timeout: float) -> Unavailable:
         waiter.counts.timed_out += 1
-        return self._refusal(waiter, "queue_timeout", f"There was no room for this request within {timeout:g} s")
+        return self._refusal(waiter, QueueTimeout, f"There was no room for this request within {timeout:g} s")
 
     def _full(self, waiter: Waiter, why: str) -> Unavailable:
         waiter.counts.rejected += 1
-        return self._refusal(waiter, "overloaded", why)
+        return self._refusal(waiter, Overloaded, why)
 
-    def _refusal(self, waiter: Waiter, code: str, why: str) -> Unavailable:
+    def _refusal(self, waiter: Waiter, error: type[Unavailable], why: str) -> Unavailable:
         position = waiter.group.schedule.waiting_before(waiter.priority) + 1
         wait = waiter.group.drain.retry_after(position, self._clock(), unknown=self._timeout)
-        return Unavailable(f"{why}: try again in {wait} s.", code=code, headers={"Retry-After": str(wait)})
+        return error(f"{why}: try again in {wait} s.", headers={"Retry-After": str(wait)})
 
 
 async def _beating(future: asyncio.Future[GatewayError | None], seconds: float, beat: Beat) -> None:

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from headrace import hookimpl
+from headrace.errors import PluginError
 
 from .config import LimitConfig, RatelimitConfig
 
@@ -36,6 +37,16 @@ class Plugin:
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None] | None:
         applied = self._rules.of(exchange)
         return self._holding(self._gateway, self._config, exchange, applied) if applied.limits else None
+
+    @hookimpl
+    def register_routes(self, gateway: Gateway) -> None:
+        """Nothing to add: here the models are known, and those of rules can be checked."""
+        known = [model.name for model in gateway.models]
+        for number, rule in enumerate(self._config.limits):
+            for name in rule.models:
+                if name not in known:
+                    text = f"[[limits]] {number}: there is no model {name!r} (there are: {', '.join(known) or 'none'})"
+                    raise PluginError("ratelimit", text)
 
     @hookimpl
     async def standing(self, principal: Principal) -> list[Standing]:

@@ -18,7 +18,7 @@ from headrace.limits import Standing, moment
 if TYPE_CHECKING:
     from .rules import Applied
 
-WORDS = {"requests": "requests", "tokens": "tokens", "concurrent": "requests at the same time"}
+WORDS = {"requests": "request", "tokens": "token", "concurrent": "request"}
 
 
 class Told(NamedTuple):
@@ -53,10 +53,12 @@ def duration(seconds: int) -> str:
     return f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{rest}s"
 
 
-def refused(refusal: Refusal, unit: str) -> RateLimited:
+def refused(refusal: Refusal, applied: Applied) -> RateLimited:
     """The error for a request that does not fit."""
     limit = refusal.level.limit
-    words = f"{limit.most} {WORDS[unit]}" + (f" in {limit.seconds:g} s" if limit.seconds else "")
+    at = applied.limits.index(limit)
+    words = f"{limit.most} {WORDS[applied.units[at]]}{'s' * (limit.most != 1)}"
+    words += (f" in {limit.seconds:g} s" if limit.seconds else " at the same time") + f" {_whose(applied.of[at])}"
     if math.isinf(refusal.wait):
         return RateLimited(
             f"This request may take {refusal.amount} tokens, more than the limit of {words} ever allows: ask for a "
@@ -65,6 +67,12 @@ def refused(refusal: Refusal, unit: str) -> RateLimited:
         )
     wait = math.ceil(refusal.wait)
     return RateLimited(f"The limit of {words} is reached: try again in {wait} s.", headers={"Retry-After": str(wait)})
+
+
+def _whose(of: Mapping[str, str]) -> str:
+    """Who is counted, said to the caller."""
+    parts = ["this key" if kind == "key" else f"the {kind} {name!r}" for kind, name in of.items()]
+    return "of " + (" with ".join(parts) or "all callers together")
 
 
 def standing(level: Level, unit: str, name: str, of: Mapping[str, str]) -> Standing:

@@ -40,6 +40,8 @@ class RatelimitConfig(Strict, frozen=True):
     default_max_tokens: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 4096
     """Reserved for the answer to a request that does not say `max_tokens` itself, where tokens are limited; less if a
     limit is smaller than that."""
+    minimum_answer: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Such a request is refused when less than this is left for each of its answers."""
     cap_answers: bool = True
     """Whether such a request is sent on with that many `max_tokens`. If not, its answer may take more than was
     reserved."""
@@ -49,8 +51,8 @@ class RatelimitConfig(Strict, frozen=True):
     tokens are limited, instead of estimating them. It costs a request to the backend; what it cannot count within half
     a second is estimated."""
     wall: bool = True
-    """Whether nginx refuses floods by itself, by the same numbers, without asking the core: twice what a rule per key,
-    per address or for everybody allows. Rules for some callers or models are the core's alone."""
+    """Whether nginx refuses floods by itself, by the same numbers, without asking the core: what is beyond twice a rule
+    per key or per address. All other rules are the core's alone."""
 
     def __post_init__(self) -> None:
         seen = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headrace.estimate import asked_tokens, choices, spent
+from headrace.estimate import asked_tokens, check_fields, choices, spent
 from headrace.ledger import Refusal
 
 from .answers import headers, refused
@@ -35,15 +35,38 @@ class Holding:
         exchange, applied = self._exchange, self._applied
         if applied.tokens is not None:
             exchange.usage_wanted = True
-            if self._config.exact_prompts:
+            check_fields(exchange)
+            if self._config.exact_prompts and await self._has_room():
                 await self._gateway.estimator.count(exchange, self._gateway)
             self._tokens = self._needed(applied.tokens)
         held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(self._tokens))
+        if isinstance(held, Refusal) and self._takes_what_is_left(held):
+            held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(self._tokens))
         if isinstance(held, Refusal):
             exchange.response_headers += headers(applied, [level.used for level in held.levels])
-            raise refused(held, applied.units[applied.limits.index(held.level.limit)])
+            raise refused(held, applied)
         exchange.response_headers += headers(applied, held.used)
         self._held = held
+
+    async def _has_room(self) -> bool:
+        """Whether it makes sense to have the prompt counted: a request that is refused in any case costs no backend."""
+        levels = await self._gateway.ledger.levels(self._applied.limits)
+        return all(level.remaining for level in levels)
+
+    def _takes_what_is_left(self, refusal: Refusal) -> bool:
+        """Whether this is a request that sets no limit itself, and there is enough left for a shorter answer."""
+        applied, exchange = self._applied, self._exchange
+        if applied.tokens is None or exchange.endpoint.name == "embeddings" or asked_tokens(exchange):
+            return False
+        left = min(
+            level.remaining for level, unit in zip(refusal.levels, applied.units, strict=True) if unit == "tokens"
+        )
+        if left >= self._tokens:  # it is something else that it does not fit into
+            return False
+        self._tokens = self._needed(left)
+        least = min(self._config.minimum_answer, self._config.default_max_tokens)
+        prompt = self._gateway.estimator.prompt(exchange)
+        return self._tokens <= left and self._tokens - prompt >= least * choices(exchange)
 
     async def __aexit__(self, *exception: object) -> None:
         if self._held is not None:
@@ -59,5 +82,5 @@ class Holding:
         if not asked:
             asked = max(1, min(self._config.default_max_tokens, (limit - prompt) // answers))
             if self._config.cap_answers:
-                exchange.answer_limit = min(asked, exchange.answer_limit or asked)
+                exchange.answer_limit = asked
         return prompt + asked * answers

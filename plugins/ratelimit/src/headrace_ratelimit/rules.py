@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import msgspec
 
 from headrace.exchange import ANONYMOUS
 from headrace.ledger import Kind, Limit
-from headrace.limits import RATES, RateLimits, Wall
+from headrace.limits import RATES, RateLimits, Wall, concerns, name_of
 
 from .answers import Told, told
 from .config import SPANS, LimitConfig, Subject
@@ -67,7 +66,7 @@ class Rules:
     """The configured rules, prepared; those of single callers come with them."""
 
     def __init__(self, rules: Sequence[LimitConfig]) -> None:
-        self._rules = [(rule, _name(rule), _parts(rule)) for rule in rules]
+        self._rules = [(rule, name_of(rule), _parts(rule)) for rule in rules]
         self._by_address = any("address" in rule.per for rule in rules)
         self._known: OrderedDict[tuple[str, str, str], tuple[Principal, Applied]] = OrderedDict()
 
@@ -103,7 +102,7 @@ class Rules:
         """Each number that applies, with the key under which it is counted, and of whom."""
         all_of = {"key": who.id, "team": who.team or "", "model": model, "address": network(address)}
         for rule, name, parts in self._rules:
-            if _is_for(rule, who, model):
+            if concerns(rule, who, model):
                 of: Mapping[str, str] = {each: all_of[each] for each in rule.per}
                 subject = "/".join(quote(each, safe="") for each in of.values())
                 yield from ((f"ratelimit:{name}:{subject}:{part.name}", part, of) for part in parts)
@@ -123,22 +122,6 @@ def _applied(found: Iterator[Found]) -> Applied:
     return Applied(limits, units, names, of, min(tokens, default=None), tuple(filter(None, places)), said)
 
 
-def _is_for(rule: LimitConfig, who: Principal, model: str) -> bool:
-    return not (
-        (rule.keys and who.id not in rule.keys)
-        or (rule.teams and who.team not in rule.teams)
-        or (rule.models and model not in rule.models)
-        or ("team" in rule.per and who.team is None)
-    )
-
-
-def _name(rule: LimitConfig) -> str:
-    """The same at every start and in every gateway, wherever the rule stands in the file."""
-    only = (rule.keys, rule.teams, rule.models)
-    digest = "#" + blake2b(msgspec.json.encode(only), digest_size=6).hexdigest() if any(only) else ""
-    return "+".join(rule.per) + digest
-
-
 def _parts(limits: RateLimits) -> list[Part]:
     parts = []
     for name in RATES:
@@ -154,15 +137,17 @@ def network(address: str) -> str:
     if ":" not in address:
         return address
     try:
-        return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False).network_address)
+        found = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:
         return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found), 64), strict=False).network_address)
 
 
 def walls(rules: Sequence[LimitConfig]) -> list[Wall]:
     """What a server in front can count of them."""
-    per: dict[tuple[Subject, ...], Literal["key", "address", "everybody"]]
-    per = {("key",): "key", ("address",): "address", (): "everybody"}
+    per: dict[tuple[Subject, ...], Literal["key", "address"]] = {("key",): "key", ("address",): "address"}
     return [
         Wall(per=per[rule.per], requests_per_minute=rule.requests_per_minute, concurrent=rule.concurrent)
         for rule in rules
