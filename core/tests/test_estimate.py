@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -83,7 +84,7 @@ def test_every_prompt_of_a_completion_has_an_answer_of_its_own(prompt: bytes, to
 def test_a_huge_list_is_not_taken_apart_but_counted_at_its_most() -> None:
     texts = b",".join([b'"a"'] * 400_000)
     exchange = asking(b'{"model":"m","prompt":[%s],"max_tokens":5}' % texts, "/v1/completions")
-    assert answer_tokens(exchange, default=100) == 2_000_000  # each has two quotes
+    assert answer_tokens(exchange, default=100) == 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -147,3 +148,27 @@ def test_an_estimate_of_a_request_that_failed_counts_as_reserved() -> None:
     assert spent(exchange, 500) == 500
     exchange.usage = Usage(10, 7)
     assert spent(exchange, 500) == 17
+
+
+def test_one_long_text_in_a_list_is_one_prompt() -> None:
+    text = b'say \\", \\" and [1], [2] ' * 20_000
+    exchange = asking(
+        b'{"model":"m","prompt":["%s"],"max_tokens":5}' % text.replace(b"[1], [2]", b"(1), (2)"), COMPLETIONS
+    )
+    assert answer_tokens(exchange, default=100) == 5
+
+
+def test_text_that_looks_like_a_picture_is_text() -> None:
+    text = b"base64," + b"A" * 100_000
+    exchange = asking(CHAT.replace(b"hello", text) % b',"image_url":0')
+    assert Estimator().prompt(exchange) > 25_000
+
+
+def test_megabytes_are_looked_through_at_once() -> None:
+    exchange = asking(CHAT.replace(b"hello", b"A" * 8_000_000) % b',"image_url":0')
+    began = time.process_time()
+    Estimator().prompt(exchange)
+    assert time.process_time() - began < 1
+
+
+COMPLETIONS = "/v1/completions"

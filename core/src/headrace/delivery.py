@@ -118,14 +118,14 @@ async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, co
             if exchange.first_byte_at is None:
                 exchange.first_byte_at = time.perf_counter()
             add(chunk)
-            passed += 1
+            passed += chunk.count(b"data:")
             if send_now(chunk):
                 sent += len(chunk)
             else:
                 await connection.send(chunk)
     finally:
         connection.bytes_sent += sent
-        exchange.saw(passed, connection.bytes_sent)
+        exchange.events = passed
         close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
         if close is not None:
             await close()

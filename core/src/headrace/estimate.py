@@ -25,6 +25,8 @@ _ONE_PROMPT = re.compile(rb'\s*(?:"|\[\s*[-0-9\]])')
 """A text, or the tokens of one."""
 LARGE_LIST = 65_536
 """Bytes of a list of prompts that are not taken apart any more."""
+_BETWEEN_PROMPTS = re.compile(rb'["\]]\s*,\s*["\[]')
+"""Between two texts, or two lists of tokens. Within a text these quotes would be escaped."""
 KEPT = 4096
 """Callers, by model, whose averages are remembered."""
 LEAST_RATE, MOST_RATE = 1 / 32, 1.0
@@ -128,8 +130,8 @@ def _prompts(raw: bytes) -> int:
     """How many prompts a completion has: one text, one list of tokens, or a list of either."""
     if _ONE_PROMPT.match(raw):
         return 1
-    if len(raw) > LARGE_LIST:  # as many as there can be: to decode them would hold up everybody
-        return max(1, raw.count(b'"') // 2, raw.count(b"[") - 1)
+    if len(raw) > LARGE_LIST:  # to decode them would hold up everybody
+        return 1 + sum(1 for _ in _BETWEEN_PROMPTS.finditer(raw))
     return len(msgspec.json.decode(raw, type=list[msgspec.Raw]))
 
 

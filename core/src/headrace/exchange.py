@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -30,11 +29,12 @@ DeliveryName = Literal["inline", "offload"]
 
 BYTES_PER_TOKEN = 4
 """Of a prompt, roughly: for estimates alone."""
+MOST_LOGPROBS = 20
 PICTURE_TOKENS = 1500
 """Of a picture or a sound in a prompt: engines make some hundreds to some thousands of one."""
 MEDIA = (b'"image_url":', b'"input_audio":', b'"video_url":', b'"audio_url":')
-_ENCODED = re.compile(rb"[A-Za-z0-9+/]{4096,}={0,2}")
-"""What is no text: base64 without an end in sight."""
+_ENCODED = re.compile(rb'"(?:url"\s*:\s*"data:[^",]{0,64};base64,|data"\s*:\s*")[A-Za-z0-9+/=]*')
+"""A picture or a sound as JSON has it. Within a text these quotes would be escaped."""
 LOGPROB_BYTES = 100
 """Of an event, for each token whose probability is told, the token itself included."""
 EVENT_BYTES = 300
@@ -328,7 +328,7 @@ class Exchange:
         if bytes(asked) in (b"false", b"null", b"0"):
             return 0
         most = bytes(self.fields.get("top_logprobs", asked))
-        return LOGPROB_BYTES * (1 + (int(most) if most.isdigit() and len(most) < 3 else 0))
+        return LOGPROB_BYTES * (1 + min(MOST_LOGPROBS, int(most) if most.isdigit() and len(most) < 3 else 0))
 
     def close_taps(self, completed: bool) -> None:
         """The reply is over: tell those who watched it. What a stream has cost that was not counted is estimated."""
@@ -341,7 +341,7 @@ class Exchange:
         """The usage of an answer of so many tokens to this request."""
         prompt = self.prompt_tokens
         if prompt is None:
-            prompt = math.ceil(self.text_bytes / BYTES_PER_TOKEN) + self.pictures * PICTURE_TOKENS
+            prompt = self.text_bytes // BYTES_PER_TOKEN + self.pictures * PICTURE_TOKENS
         return Usage(prompt, completion_tokens, estimated=True)
 
     @property

@@ -52,8 +52,11 @@ class Gate(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def limited(*limits: dict[str, Any], state_dir: str | None = None, **config: Any) -> AsyncIterator[Gate]:
-    plugins = {"named": Named, "ratelimit": Plugin}
+async def limited(
+    *limits: dict[str, Any], state_dir: str | None = None, stingy: type[Any] | None = None, **config: Any
+) -> AsyncIterator[Gate]:
+    plugins: dict[str, type[Any]] = {"named": Named, "ratelimit": Plugin}
+    plugins |= {"stingy": stingy} if stingy else {}
     server = {"state_dir": state_dir} if state_dir else {}
     async with FakeBackend() as backend:
         document = backend.config(
@@ -285,3 +288,16 @@ async def test_a_rule_for_a_model_that_is_not_there_stops_the_start() -> None:
     with pytest.raises(PluginError, match="no model 'nosuch'"):
         async with limited({"requests_per_minute": 1, "models": ["nosuch"]}):
             pass
+
+
+async def test_a_smaller_cap_of_another_plugin_stays() -> None:
+    class Stingy:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        async def transform_request(self, exchange: Exchange) -> None:
+            exchange.answer_limit = 33
+
+    async with limited({"tokens_per_minute": 1000}, stingy=Stingy) as gate:
+        assert (await gate.ask(max_tokens=None)).status_code == 200
+        assert gate.sent[0]["max_tokens"] == 33

@@ -83,7 +83,7 @@ def _type_of(path: Path) -> str:
     return ""
 
 
-CAN_ALLOCATE = frozenset(("ext4", "xfs", "btrfs", "tmpfs", "f2fs"))
+CAN_ALLOCATE = frozenset(("ext4", "xfs", "btrfs", "tmpfs", "f2fs", "overlay"))
 """File systems with a fallocate of their own."""
 
 

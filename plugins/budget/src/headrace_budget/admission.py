@@ -52,7 +52,7 @@ class Admission(AbstractAsyncContextManager[None]):
             raise unpriced(exchange.model.name if exchange.model else "")
         exchange.usage_wanted = True
         check_fields(exchange)
-        if self._desk.config.exact_prompts:
+        if self._desk.config.exact_prompts and await self._has_room():
             await self._desk.gateway.estimator.count(exchange, self._desk.gateway)
         self._prompt = self._desk.gateway.estimator.prompt(exchange)
         asked = asked_tokens(exchange)
@@ -77,6 +77,11 @@ class Admission(AbstractAsyncContextManager[None]):
         """With what was reserved there is cause for an alert; perhaps with what was taken, too."""
         used = [each - was + now for each, was, now in zip(held.used, self._amounts, taken, strict=True)]
         self._desk.alerts.look(self._applied.parts, used)
+
+    async def _has_room(self) -> bool:
+        """Whether it makes sense to have the prompt counted: what is refused in any case costs no backend."""
+        levels = await self._desk.gateway.ledger.levels(self._applied.limits)
+        return all(level.remaining for level in levels)
 
     async def _reserve_some(self) -> None:
         """For a request that sets no limit itself: as much as is usual, or as is left."""

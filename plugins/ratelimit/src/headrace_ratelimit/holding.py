@@ -81,6 +81,8 @@ class Holding:
         asked, answers = asked_tokens(exchange), choices(exchange)
         if not asked:
             asked = max(1, min(self._config.default_max_tokens, (limit - prompt) // answers))
+            if exchange.answer_limit is not None:  # another has reserved no more, or we before
+                asked = min(asked, exchange.answer_limit)
             if self._config.cap_answers:
                 exchange.answer_limit = asked
         return prompt + asked * answers
