@@ -52,13 +52,17 @@ Texts = str | list[str | int | list[int]]
 """One text, several texts, the tokens of one text, or those of several."""
 
 
+ONE = msgspec.Raw(b"1")
+"""How many answers there are if nobody says so. Whatever else is written there is for the backend to judge."""
+
+
 class ChatPeek(Peek, kw_only=True):
     checks = {"messages": Annotated[list[Message], msgspec.Meta(min_length=1)]}
 
     messages: msgspec.Raw
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    n: int | None = None
+    n: msgspec.Raw = ONE
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 
@@ -68,8 +72,8 @@ class CompletionPeek(Peek, kw_only=True):
 
     prompt: msgspec.Raw
     max_tokens: int | None = None
-    n: int | None = None
-    best_of: int | None = None
+    n: msgspec.Raw = ONE
+    best_of: msgspec.Raw = ONE
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from .dialects import ONE
 from .errors import GatewayError, InvalidRequest, UpstreamError
 from .exchange import BYTES_PER_TOKEN, PICTURE_TOKENS
 from .providers import CountsPrompts
@@ -121,9 +122,18 @@ def check_fields(exchange: Exchange) -> None:
 def choices(exchange: Exchange) -> int:
     """How many answers are asked for: `n`, or `best_of`, to each prompt."""
     peek = exchange.peek
-    each = max(getattr(peek, "n", None) or 1, getattr(peek, "best_of", None) or 1, 1)
+    n, best_of = getattr(peek, "n", ONE), getattr(peek, "best_of", ONE)
+    each = 1 if n is ONE and best_of is ONE else max(_count(n), _count(best_of))
     prompt = getattr(peek, "prompt", None)
     return each if prompt is None else each * _prompts(bytes(prompt))
+
+
+def _count(raw: msgspec.Raw) -> int:
+    """A number of answers, in whatever way it is written; 1 if it is none: then the backend refuses it."""
+    try:
+        return int(min(max(float(bytes(raw)), 1.0), 1e18))
+    except ValueError:
+        return 1
 
 
 def _prompts(raw: bytes) -> int:
