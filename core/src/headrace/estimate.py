@@ -114,9 +114,12 @@ def check_fields(exchange: Exchange) -> None:
     Raises:
         InvalidRequest: it has a field that some backend may take for a limit of its own.
     """
+    if exchange.fields_checked:
+        return
     for name in exchange.fields:
         if name not in KNOWN and name.casefold() in LIKE_THEM:
             raise InvalidRequest(f"The field {name!r} cannot be reckoned with: say max_tokens, n or model.", param=name)
+    exchange.fields_checked = True
 
 
 def choices(exchange: Exchange) -> int:

@@ -263,6 +263,8 @@ class Exchange:
         """Who watches the reply."""
         self.response_headers: Headers = []
         """Added to whatever answer goes out: plugins append here."""
+        self.fields_checked = False
+        """Whether `headrace.estimate.check_fields` has found nothing."""
         self.prompt_tokens: int | None = None
         """Tokens of the prompt, if a backend has been asked to count them before it answers."""
         self.answer_limit: int | None = None
