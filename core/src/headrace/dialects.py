@@ -62,7 +62,7 @@ class ChatPeek(Peek, kw_only=True):
     messages: msgspec.Raw
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    n: msgspec.Raw = ONE
+    n: msgspec.Raw = msgspec.field(default_factory=lambda: ONE)
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 
@@ -72,8 +72,8 @@ class CompletionPeek(Peek, kw_only=True):
 
     prompt: msgspec.Raw
     max_tokens: int | None = None
-    n: msgspec.Raw = ONE
-    best_of: msgspec.Raw = ONE
+    n: msgspec.Raw = msgspec.field(default_factory=lambda: ONE)
+    best_of: msgspec.Raw = msgspec.field(default_factory=lambda: ONE)
     temperature: float | None = None
     stream_options: StreamOptions | None = None
 

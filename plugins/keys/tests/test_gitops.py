@@ -130,7 +130,7 @@ times = st.floats(1e9, 4e9)
         expires=st.none() | times,
         owner=st.none() | words,
         team=st.none() | words,
-        limits=st.none() | st.builds(RateLimits, tokens_per_day=st.integers(1, 2**63 - 1)),
+        limits=st.none() | st.builds(RateLimits, tokens_per_day=st.integers(1, 2**53)),
         budget=st.none() | st.builds(Budget, cost_per_day=st.floats(0, 1e9)),
         metadata=st.dictionaries(words, scalars, max_size=4),
     )

@@ -116,7 +116,10 @@ def _for_people(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _amount(amount: float | None, unit: str) -> str:
     if amount is None:
         return "?"
-    return f"{amount} tokens" if unit == "tokens" else f"{amount:.2f} {unit}"
+    if unit == "tokens":
+        return f"{amount} tokens"
+    whole, _, rest = f"{amount:.6f}".partition(".")
+    return f"{whole}.{rest.rstrip('0'):0<2} {unit}"
 
 
 @contextlib.contextmanager
