@@ -148,6 +148,8 @@ def test_an_estimate_of_a_request_that_failed_counts_as_reserved() -> None:
     assert spent(exchange, 500) == 500
     exchange.usage = Usage(10, 7)
     assert spent(exchange, 500) == 17
+    exchange.usage = Usage(-1000, 7)
+    assert spent(exchange, 500) == 7
 
 
 def test_one_long_text_in_a_list_is_one_prompt() -> None:

@@ -155,7 +155,7 @@ def spent(exchange: Exchange, reserved: int) -> int:
         return 0
     usage, failed = exchange.usage, exchange.attempts[-1].reporting is not None
     if usage is not None and not (usage.estimated and failed):  # such an estimate knows nothing of the answer
-        return usage.prompt_tokens + usage.completion_tokens
+        return max(0, usage.prompt_tokens) + max(0, usage.completion_tokens)  # whoever has read them
     if usage is not None:
         return reserved
     return 0 if failed or (exchange.status or 0) >= 400 else reserved

@@ -81,6 +81,10 @@ async def test_a_key_may_be_created_with_everything_it_can_have(admin: httpx.Asy
     made = (await admin.post("/admin/keys", json=wanted)).json()
     assert {name: made[name] for name in wanted} == wanted
     assert made["state"] == "active"
+    assert made["warnings"] == [
+        "the key's limits will not be enforced: the plugin 'ratelimit' is not enabled",
+        "the key's budget will not be enforced: the plugin 'budget' is not enabled",
+    ]
 
 
 async def test_an_alias_counts_as_its_model_and_unknown_names_are_warned_about(admin: httpx.AsyncClient) -> None:

@@ -154,9 +154,17 @@ class Admission(AbstractAsyncContextManager[None]):
             return 0, 0
         if usage is None or (usage.estimated and failed):  # such an estimate knows nothing of the answer
             return self._prompt + self._answer, self._money
-        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        prompt, answer = _sane(usage.prompt_tokens), _sane(usage.completion_tokens)
         if usage.estimated:
             prompt = max(prompt, self._prompt)
         if priced is None:
             return prompt + answer, 0
-        return prompt + answer, priced.cost(attempt.target.name, prompt, usage.cached_tokens, answer)
+        return prompt + answer, priced.cost(attempt.target.name, prompt, _sane(usage.cached_tokens), answer)
+
+
+SANE = 2**33
+"""No request takes more tokens: a dialect that reads such a number must not spoil the count."""
+
+
+def _sane(tokens: int) -> int:
+    return 0 if tokens < 0 else SANE if tokens > SANE else tokens
