@@ -13,8 +13,8 @@ import msgspec
 
 from .dialects import ONE
 from .errors import GatewayError, InvalidRequest, UpstreamError
-from .exchange import BYTES_PER_TOKEN, PICTURE_TOKENS
 from .providers import CountsPrompts
+from .weighing import BYTES_PER_TOKEN, PICTURE_TOKENS
 
 if TYPE_CHECKING:
     from .exchange import Exchange, Usage

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from .config import Secret, TargetTimeouts
 from .edits import Edits, decode_fields, merge_fields
 from .errors import GatewayError
 from .limits import Budget, RateLimits
+from .weighing import BYTES_PER_TOKEN, EVENT_BYTES, PICTURE_TOKENS, event_bytes, measured
 
 if TYPE_CHECKING:
     from .dialects import Endpoint, Peek
@@ -25,20 +25,6 @@ Headers = list[tuple[bytes, bytes]]
 
 Role = Literal["user", "metrics", "admin"]
 DeliveryName = Literal["inline", "offload"]
-
-
-BYTES_PER_TOKEN = 4
-"""Of a prompt, roughly: for estimates alone."""
-MOST_LOGPROBS = 20
-PICTURE_TOKENS = 1500
-"""Of a picture or a sound in a prompt: engines make some hundreds to some thousands of one."""
-MEDIA = (b'"image_url":', b'"input_audio":', b'"video_url":', b'"audio_url":')
-_ENCODED = re.compile(rb'"(?:url"\s*:\s*"data:[^",]{0,64};base64,|data"\s*:\s*")[A-Za-z0-9+/=]*')
-"""A picture or a sound as JSON has it. Within a text these quotes would be escaped."""
-LOGPROB_BYTES = 100
-"""Of an event, for each token whose probability is told, the token itself included."""
-EVENT_BYTES = 300
-"""Of a stream, with one token in it: few servers say more around it."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,15 +308,7 @@ class Exchange:
         then the size tells how many they were, unless they are larger than usual."""
         self.events = pieces
         if size // EVENT_BYTES > pieces:
-            self.events = max(pieces, size // (EVENT_BYTES + self._logprob_bytes()))
-
-    def _logprob_bytes(self) -> int:
-        """What log probabilities, if they are asked for, add to each event."""
-        asked = self.fields.get("logprobs", b"false")
-        if bytes(asked) in (b"false", b"null", b"0"):
-            return 0
-        most = bytes(self.fields.get("top_logprobs", asked))
-        return LOGPROB_BYTES * (1 + min(MOST_LOGPROBS, int(most) if most.isdigit() and len(most) < 3 else 0))
+            self.events = max(pieces, size // event_bytes(self.fields))
 
     def close_taps(self, completed: bool) -> None:
         """The reply is over: tell those who watched it. What a stream has cost that was not counted is estimated."""
@@ -357,14 +335,8 @@ class Exchange:
         return self._measured()[1]
 
     def _measured(self) -> tuple[int, int]:
-        """Most bodies have neither, and cost one search each; whatever has changed the body is of no matter here."""
         if self._measure is None:
-            body = self.body
-            count = sum(body.count(word) for word in MEDIA) if b"_url" in body or b"input_audio" in body else 0
-            size = len(body)
-            if count:
-                size -= sum(found.end() - found.start() for found in _ENCODED.finditer(body))
-            self._measure = size, count
+            self._measure = measured(self.body)
         return self._measure
 
     @property
@@ -378,7 +350,7 @@ class Exchange:
         """Set top-level fields of the body (None removes one); every other field keeps its bytes."""
         self.body = merge_fields(self.fields, changes)
         self.body_changed = True
-        self._fields = None
+        self._fields = self._measure = None
         self.peek = self.endpoint.read(self.body)
 
 
