@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from headrace.dialects import OPENAI_ENDPOINTS
 from headrace.exchange import Attempt, Exchange, Usage
 from headrace.gateway import Gateway
 from headrace.pipeline import identify
+from headrace.server import GARBAGE_AT
 from headrace.settings import parse
 
 ROUNDS = 7
@@ -123,6 +125,8 @@ async def _decide(gateway: Gateway, headers: list[tuple[bytes, bytes]]) -> None:
 
 def main(redis: str | None) -> int:
     """Print the figures."""
+    gc.freeze()  # as the server does
+    gc.set_threshold(GARBAGE_AT)
     figures = asyncio.run(measure(redis))
     for figure in figures:
         added = figure.cpu_us - figures[0].cpu_us

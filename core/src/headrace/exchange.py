@@ -12,6 +12,7 @@ import msgspec
 from .config import Secret, TargetTimeouts
 from .edits import Edits, decode_fields, merge_fields
 from .errors import GatewayError
+from .fleet import TargetState
 from .limits import Budget, RateLimits
 from .weighing import BYTES_PER_TOKEN, EVENT_BYTES, PICTURE_TOKENS, event_bytes, measured
 
@@ -82,6 +83,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     stream_usage: bool = True
     """Whether this backend may be asked for token counts in streams."""
     options: dict[str, Any] = {}
+    state: TargetState = msgspec.field(default_factory=TargetState)
+    """What is known of it now."""
 
 
 class UpstreamRequest:
@@ -170,7 +173,10 @@ class Attempt:
     `exchange` and `request` are there until `on_complete` has been called everywhere.
     """
 
-    __slots__ = ("built", "exchange", "handed_over", "number", "provider", "reporting", "request", "started", "target")
+    __slots__ = (
+        *("_counted", "built", "exchange", "handed_over", "number", "provider", "reporting", "request", "started"),
+        "target",
+    )
 
     def __init__(self, exchange: Exchange, number: int, target: Target, provider: Any) -> None:
         self.exchange = exchange
@@ -185,6 +191,18 @@ class Attempt:
         self.started = time.perf_counter()
         self.reporting: asyncio.Task[None] | None = None
         """Tells the plugins how this try ended, from its end on."""
+        self._counted = False
+
+    def begin(self) -> None:
+        """From now on the target is busy with it."""
+        self._counted = True
+        self.target.state.begin()
+
+    def end(self) -> None:
+        """The target is done with it. May be called twice."""
+        if self._counted:
+            self._counted = False
+            self.target.state.end()
 
     def let_go(self) -> None:
         """All is over. An exchange holds its attempts: were it held by them, its memory would wait for the garbage

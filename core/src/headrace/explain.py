@@ -12,6 +12,7 @@ from .errors import GatewayError, NotFound, error_object
 from .exchange import Attempt, Exchange
 from .gateway import Gateway
 from .pipeline import identify, select_model, unsupported
+from .providers import Explains
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}]},
@@ -25,6 +26,7 @@ REQUEST_HOOKS = (
     "admit",
     "open_tap",
     "cache_lookup",
+    "arrange",
     "prepare_attempt",
     "on_attempt",
     "transform_reply",
@@ -75,7 +77,7 @@ async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) 
     exchange.taps = gateway.hooks.open_taps(exchange)
     report["targets"] = [
         _target(exchange, gateway, number, target)
-        for number, target in enumerate(model.policy.order(exchange, model.targets), 1)
+        for number, target in enumerate(gateway.hooks.arrange(exchange, model.policy.order(exchange, model.targets)), 1)
     ]
     if all("skipped" in target for target in report["targets"]):
         raise unsupported(exchange, model)
@@ -85,7 +87,9 @@ async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) 
 
 def _target(exchange: Exchange, gateway: Gateway, number: int, target: Any) -> dict[str, Any]:
     provider = gateway.providers[target.provider]
-    described = {"name": target.name, "provider": target.provider}
+    described = {"name": target.name, "provider": target.provider, "condition": target.state.condition}
+    if exchange.model is not None and isinstance(exchange.model.policy, Explains):
+        described["why"] = exchange.model.policy.why(exchange, target)
     if exchange.endpoint.name not in provider.endpoints:
         return {**described, "skipped": f"does not answer {exchange.endpoint.name}"}
     attempt = Attempt(exchange, number, target, provider)

@@ -18,6 +18,7 @@ from .config import Config
 from .dialects import OPENAI_ENDPOINTS, Endpoint
 from .errors import ConfigError, HeadraceError, PluginError, Problem
 from .estimate import Estimator
+from .fleet import Fleet
 from .hooks import Hooks
 from .models import Models, build_models
 from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
@@ -253,6 +254,8 @@ class Gateway:
         from .upstream import Upstream
 
         self.make_dirs()
+        if not looking:
+            Fleet(self.runtime_dir, self.worker, self.workers).open(self.models.targets)
         checks = {name: self.health_checks.get(name) or ListsModels(each) for name, each in self.providers.items()}
         self.health: HealthBoard = HealthBoard(self.config.health, checks)
         self.upstream: Upstream = Upstream()

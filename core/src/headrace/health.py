@@ -36,9 +36,9 @@ class HealthBoard:
 
     async def report(self, models: Models) -> dict[str, Health]:
         """The health of every backend of every model, by target name."""
-        targets = {target.name: target for model in models for target in model.targets}
-        results = await asyncio.gather(*(self._result(target) for target in targets.values()))
-        return dict(zip(targets, results, strict=True))
+        targets = models.targets
+        results = await asyncio.gather(*(self._result(target) for target in targets))
+        return dict(zip((target.name for target in targets), results, strict=True))
 
     def _result(self, target: Target) -> asyncio.Future[Health]:
         known = self._results.get(target.name)

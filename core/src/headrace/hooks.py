@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, GatewayError, PluginError, PluginFault, Problem
-from .exchange import Attempt, Exchange, Outcome, Principal, Reply
+from .exchange import Attempt, Exchange, Outcome, Principal, Reply, Target
 from .limits import Standing
 from .registry import Hook
 from .streaming import Tap, Taps
@@ -47,6 +47,7 @@ class Hooks:
         self._authorize = calls["authorize"]
         self._transform_request = calls["transform_request"]
         self._admit = calls["admit"]
+        self._arrange = calls["arrange"]
         self._cache_lookup = calls["cache_lookup"]
         self._prepare_attempt = calls["prepare_attempt"]
         self._on_attempt = calls["on_attempt"]
@@ -172,6 +173,19 @@ class Hooks:
             if reply is not None:
                 return reply
         return None
+
+    def arrange(self, exchange: Exchange, targets: Sequence[Target]) -> Sequence[Target]:
+        for name, call in self._arrange:
+            try:
+                arranged: Sequence[Target] | None = call(exchange, targets)
+            except GatewayError:
+                raise
+            except Exception as error:
+                self._log(name, "arrange", error, exchange)
+                continue
+            if arranged is not None:
+                targets = arranged
+        return targets
 
     async def prepare_attempt(self, attempt: Attempt) -> None:
         await _each(self._prepare_attempt, "prepare_attempt", attempt)

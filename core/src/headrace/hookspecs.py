@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 from .errors import GatewayError
-from .exchange import Attempt, Exchange, Outcome, Principal, Reply
+from .exchange import Attempt, Exchange, Outcome, Principal, Reply, Target
 from .kinds import Kind, spec
 from .limits import Standing
 from .streaming import Tap
@@ -157,6 +157,16 @@ def open_tap(exchange: Exchange) -> Tap | None:
 @spec(Kind.FIRST)
 async def cache_lookup(exchange: Exchange) -> Reply | None:
     """Answer without a backend. Fails unexpectedly: logged, and treated as a miss."""
+
+
+@spec(Kind.CHAIN)
+def arrange(exchange: Exchange, targets: Sequence[Target]) -> Sequence[Target] | None:
+    """Change the order in which a model's targets are asked, after its routing policy: move to the end, or leave out,
+    what is known not to answer. None leaves it as it is. Sync and cheap: it runs once a request.
+
+    Raise `Unavailable`, with `Retry-After`, if nobody is left to be asked. Fails unexpectedly: logged, and the order
+    stays as it was.
+    """
 
 
 @spec(Kind.EACH)

@@ -36,6 +36,11 @@ class Models:
     def __len__(self) -> int:
         return len(self._models)
 
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every backend of every model, each once."""
+        return tuple({target.name: target for model in self._models for target in model.targets}.values())
+
     def find(self, name: str, allowed: Container[str] | None = None) -> Model:
         """Raises ModelNotFound, naming the models there are, or those of them that are `allowed`."""
         model = self._by_name.get(name)
@@ -89,6 +94,8 @@ class _Builder:
     ) -> None:
         self.config, self.providers, self.policies, self.source = config, providers, policies, source
         self.problems: list[Problem] = []
+        self.named: dict[str, Target] = {}
+        """Those of `[backends.NAME]`: the same one for every model."""
 
     def problem(self, place: str, message: str) -> None:
         found = Problem(f"{self.source}: {place}", message)
@@ -122,6 +129,8 @@ class _Builder:
 
     def target(self, model: str, number: int, config: str | BackendConfig) -> Target | None:
         if isinstance(config, str):
+            if config in self.named:
+                return self.named[config]
             name, place, backend = config, f"[backends.{config}]", self.config.backends[config]
         else:
             name, place, backend = f"{model}-{number}", f"[models.{model}] targets[{number}]", config
@@ -132,7 +141,10 @@ class _Builder:
             self.problem(f"{place} provider", self.no_provider(backend.provider))
             return None
         try:
-            return provider.target(name, backend)
+            target = provider.target(name, backend)
         except ValueError as error:
             self.problem(place, str(error))
             return None
+        if config == name:
+            self.named[name] = target
+        return target

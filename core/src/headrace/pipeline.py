@@ -119,15 +119,17 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
     model = exchange.model
     assert model is not None
     last: GatewayError | None = None
-    for target in model.policy.order(exchange, model.targets):
+    for target in gateway.hooks.arrange(exchange, model.policy.order(exchange, model.targets)):
         provider = gateway.providers[target.provider]
         if exchange.endpoint.name not in provider.endpoints:
             continue
         attempt = Attempt(exchange, len(exchange.attempts) + 1, target, provider)
         exchange.attempts.append(attempt)
+        attempt.begin()
         try:
             return await send(attempt, gateway, connection)
         except GatewayError as error:
+            attempt.end()
             last = error
             why = error.detail or error.code
             logger.warning("request %s: target %s: %s (%s)", exchange.id, target.name, error.message, why)
@@ -255,6 +257,7 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
         gateway.estimator.learn(exchange, exchange.usage)
     outcome = outcome_of(exchange, connection)
     for attempt in exchange.attempts:
+        attempt.end()
         if attempt.reporting is not None:
             await attempt.reporting
         elif gateway.hooks.tells_of_attempts:

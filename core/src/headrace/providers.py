@@ -84,6 +84,15 @@ class RoutingPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class Explains(Protocol):
+    """A routing policy that can say why it orders as it does."""
+
+    def why(self, exchange: Exchange, target: Target) -> str:
+        """What counts for or against a target now, in a few words: for `headrace explain`."""
+        ...
+
+
 class InOrder:
     """Core's own policy: as the configuration lists them."""
 
