@@ -188,7 +188,7 @@ async def test_a_first_target_that_fails(recorder: type[Recorder]) -> None:
 
 
 async def test_every_target_fails(recorder: type[Recorder]) -> None:
-    async with running(recorder, models={"test": {"targets": [NOWHERE]}}) as (_, client):
+    async with running(recorder, models={"test": {"targets": [NOWHERE], "retry": {"rounds": 1}}}) as (_, client):
         response = await client.post("/v1/chat/completions", json=CHAT)
     ended = ["admit out", "handle_error", "tap closed", "on_complete"]
     assert recorder.calls == [*ARRIVAL, "prepare_attempt", "on_attempt", *ended]

@@ -13,6 +13,7 @@ import msgspec
 from . import front as wire
 from .delivery import check_header
 from .dialects import OPENAI
+from .estimate import asked_tokens
 from .exchange import Attempt, DeliveryName, Exchange, Headers, Target
 from .front import Front, lane_of
 from .offload import Handover
@@ -23,6 +24,7 @@ from .upstream import target_headers
 if TYPE_CHECKING:
     from .connection import Connection
     from .gateway import Gateway
+    from .models import Model
 
 logger = logging.getLogger("headrace.delivery")
 
@@ -67,7 +69,23 @@ def unwanted(exchange: Exchange, gateway: Gateway) -> str:
     model = exchange.model
     if (model.delivery if model else gateway.config.server.delivery) == "inline":
         return "configured"
-    return exchange.inline_reason
+    return exchange.inline_reason or (_looked_after(exchange, model) if model is not None else "")
+
+
+def _looked_after(exchange: Exchange, model: Model) -> str:
+    """Why the core must see how this model's answers go; empty if it need not."""
+    if model.midstream == "resume":
+        return "a stream that breaks is resumed"
+    if model.total is not None:
+        return "the answer has a deadline"
+    if model.longer and not _surely_fits(exchange, model.context_window or 0):
+        return "the prompt may be too long for the backend"
+    return ""
+
+
+def _surely_fits(exchange: Exchange, window: int) -> bool:
+    """A token is a byte at least."""
+    return len(exchange.body) + asked_tokens(exchange) <= window
 
 
 def _seat(exchange: Exchange, gateway: Gateway, connection: Connection) -> Seat | None:
@@ -96,6 +114,8 @@ def obstacle(attempt: Attempt, gateway: Gateway) -> str:
         return gateway.reply_changer
     if exchange.taps is not None and exchange.taps.watcher:
         return f"the plugin {exchange.taps.watcher!r} watches the reply"
+    if exchange.streaming and attempt.target.timeouts.first_token is not None:
+        return "the first token has a deadline"
     if exchange.body_changed:
         return "a plugin changed the request's body"
     if exchange.endpoint.name not in attempt.provider.native or exchange.endpoint.dialect is not OPENAI:

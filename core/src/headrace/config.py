@@ -5,7 +5,7 @@ Every key's documentation is the string below it; `docs/reference/configuration.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -52,6 +52,9 @@ class TargetTimeouts(Strict, frozen=True):
     first_byte: Positive = 600.0
     """From sending the request to the first byte of the answer's body; for a reply that is not streamed
     this is the whole generation."""
+    first_token: Positive | None = None
+    """From sending a request for a stream to the first token of its answer: a head, a role and comments do not count.
+    Where it is set, the core delivers streams."""
     idle: Positive = 120.0
     """Between two chunks of a stream."""
     keep_alive: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 1.5
@@ -89,6 +92,52 @@ class BackendConfig(Strict, frozen=True):
     """Settings only this provider knows; see its README."""
 
 
+class Deadlines(Strict, frozen=True):
+    """How long answers of one model may take, in seconds; what is set here goes before the backends' own timeouts."""
+
+    connect: Positive | None = None
+    """As `timeouts.connect` of a backend."""
+    first_byte: Positive | None = None
+    """As `timeouts.first_byte` of a backend."""
+    first_token: Positive | None = None
+    """As `timeouts.first_token` of a backend."""
+    idle: Positive | None = None
+    """As `timeouts.idle` of a backend."""
+    total: Positive | None = None
+    """From the request's arrival to the last byte of the answer, whoever gives it. Where it is set, the core
+    delivers."""
+
+
+Failure = Literal["unavailable", "upstream_error", "upstream_timeout", "upstream_rate_limited", "upstream_auth"]
+"""Codes of errors that backends cause."""
+
+
+class RetryConfig(Strict, frozen=True):
+    """When a request that a backend has failed is tried again, and where.
+
+    In each round all targets are asked that have not been asked in it, those of `fallback_models` last.
+    """
+
+    rounds: Count = 2
+    """How often one target may be asked; 1: never again after it has failed. One that kept silent is not asked again,
+    nor one that refuses our key."""
+    attempts: Count = 8
+    """Tries of one request, of all targets together."""
+    on: tuple[Failure, ...] = get_args(Failure)
+    """Errors after which the next target is asked; any other is answered at once."""
+    backoff: Positive = 0.25
+    """Seconds before the second round at most: how many is left to chance. Doubled before each further one."""
+    max_backoff: Positive = 5.0
+    """Seconds before a round at most."""
+    max_retry_after: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
+    """A backend that asks for more patience (`Retry-After`, in seconds) is not asked again."""
+    budget: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.2
+    """Tries beyond the first, per request in the long run, in each worker: so that a fleet that struggles is not asked
+    ever more. Tries after a refused connection do not count: they have cost no backend anything."""
+    budget_floor: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """So many such tries a second are always made."""
+
+
 class ModelConfig(Strict, frozen=True):
     """A model that clients can ask for, and the backends that serve it."""
 
@@ -104,6 +153,21 @@ class ModelConfig(Strict, frozen=True):
     """Overrides `server.delivery` for this model."""
     aliases: list[str] = []
     """Other names clients may use for it."""
+    fallback_models: list[str] = []
+    """Models whose targets are asked, in this order, when this one's have failed. A caller who may not use a model is
+    not given its answers."""
+    context_window: Count | None = None
+    """Tokens that a prompt and its answer may have together: tells requests that surely fit from others."""
+    context_window_fallbacks: list[str] = []
+    """Models that are asked when a backend says that a prompt is too long for it. The core delivers requests that may
+    be too long."""
+    midstream: Literal["error", "resume"] = "error"
+    """What becomes of a stream that breaks: `error` ends it with an error event; `resume` has another target, or the
+    same one, go on with the answer, and the core deliver it."""
+    retry: RetryConfig = RetryConfig()
+    """When a failed request is tried again."""
+    deadlines: Deadlines = Deadlines()
+    """How long answers may take."""
 
 
 class HealthConfig(Strict, frozen=True):

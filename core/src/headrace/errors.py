@@ -79,6 +79,8 @@ class GatewayError(HeadraceError):
     type = "server_error"
     code: str | None = None
     retryable = False
+    reached = True
+    """Whether a backend may have begun to work; False if it cannot even be reached."""
 
     def __init__(
         self,

@@ -174,12 +174,16 @@ class Attempt:
     """
 
     __slots__ = (
-        *("_counted", "built", "exchange", "handed_over", "number", "provider", "reporting", "request", "started"),
-        "target",
+        *("_counted", "built", "exchange", "handed_over", "model", "number", "provider", "reporting", "request"),
+        *("started", "target"),
     )
 
-    def __init__(self, exchange: Exchange, number: int, target: Target, provider: Any) -> None:
+    def __init__(
+        self, exchange: Exchange, number: int, target: Target, provider: Any, model: Model | None = None
+    ) -> None:
         self.exchange = exchange
+        self.model = model or exchange.model
+        """Whose target it is: the model that was asked for, or one that it falls back on."""
         self.number = number
         self.target = target
         self.provider = provider

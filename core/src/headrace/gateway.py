@@ -20,7 +20,7 @@ from .errors import ConfigError, HeadraceError, PluginError, Problem
 from .estimate import Estimator
 from .fleet import Fleet
 from .hooks import Hooks
-from .models import Models, build_models
+from .models import Model, Models, build_backend, build_models
 from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
 from .registry import compile_hooks, load_plugins, specifications
 from .settings import examine, read
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from .exchange import Target
     from .health import HealthBoard
     from .ledger import Ledger
     from .limits import Wall
@@ -110,6 +111,8 @@ class Gateway:
         """How many run: one without nginx, whatever is configured."""
         self.longest_admission = 0.0
         """Seconds that a request may wait in `admit`: a plugin that makes it wait says so when it is made."""
+        self.looking = False
+        """Whether it runs for a command that only looks: a plugin then begins nothing by itself."""
         self.reply_changer = ""
         """Why no answer can be delivered by nginx: a plugin that changes replies."""
         self.models = Models(())
@@ -195,6 +198,27 @@ class Gateway:
             raise ConfigError([Problem(self.source, f"the route {path} is taken")])
         self.routes.append(Route(path, handler, tuple(methods), require, summary))
 
+    def backend(self, name: str) -> Target:
+        """A backend by its name, `[backends.NAME]`, whether a model uses it or not. For `register_routes` and before:
+        from then on it is one of `models.targets`.
+
+        Raises:
+            ConfigError: there is none of that name, or its provider refuses it.
+        """
+        for target in self.models.targets:
+            if target.name == name:
+                return target
+        target = self.models.spare[name] = build_backend(self.config, self.providers, name, self.source)
+        return target
+
+    def discover(self, name: str, targets: Sequence[Target]) -> bool:
+        """From now on clients may ask for this model, which nobody has configured: it is like a `[models.NAME]` with
+        nothing but targets. Called again it has these targets; without any, it is gone.
+
+        Returns whether the name is free: models that are configured, and their aliases, stay as they are.
+        """
+        return self.models.discover(Model(name, tuple(targets), self.policies["in_order"], self.config.server.delivery))
+
     @cached_property
     def ledger(self) -> Ledger:
         """What limits and budgets are counted with: what a plugin has registered, else a file that all workers share.
@@ -254,6 +278,7 @@ class Gateway:
         from .upstream import Upstream
 
         self.make_dirs()
+        self.looking = looking
         if not looking:
             Fleet(self.runtime_dir, self.worker, self.workers).open(self.models.targets)
         checks = {name: self.health_checks.get(name) or ListsModels(each) for name, each in self.providers.items()}

@@ -33,6 +33,12 @@ class HealthBoard:
         self._config = config
         self._checks = checks
         self._results: dict[str, tuple[float, asyncio.Task[Health]]] = {}
+        self._told: dict[str, Health] = {}
+
+    def told(self, name: str, health: Health) -> None:
+        """Somebody watches this target: from now on this is its health, until they say otherwise, and it is no more
+        checked here."""
+        self._told[name] = health
 
     async def report(self, models: Models) -> dict[str, Health]:
         """The health of every backend of every model, by target name."""
@@ -40,7 +46,10 @@ class HealthBoard:
         results = await asyncio.gather(*(self._result(target) for target in targets))
         return dict(zip((target.name for target in targets), results, strict=True))
 
-    def _result(self, target: Target) -> asyncio.Future[Health]:
+    async def _result(self, target: Target) -> Health:
+        return self._told.get(target.name) or await self._asked(target)
+
+    def _asked(self, target: Target) -> asyncio.Future[Health]:
         known = self._results.get(target.name)
         if known is None or time.monotonic() - known[0] > self._age_limit(known[1]):
             known = (time.monotonic(), asyncio.create_task(self._check(target)))

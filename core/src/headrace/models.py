@@ -7,10 +7,14 @@ from typing import Literal
 
 import msgspec
 
-from .config import BackendConfig, Config, ModelConfig
+from .config import BackendConfig, Config, Deadlines, ModelConfig, RetryConfig
 from .errors import ConfigError, ModelNotFound, Problem
 from .exchange import Target
 from .providers import Provider, RoutingPolicy
+from .retries import RetryBudget
+
+TIMEOUTS = ("connect", "first_byte", "first_token", "idle")
+"""Deadlines of a model that are timeouts of its targets."""
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -21,6 +25,17 @@ class Model(msgspec.Struct, frozen=True):
     policy: RoutingPolicy
     delivery: Literal["auto", "inline", "offload"]
     aliases: tuple[str, ...] = ()
+    retry: RetryConfig = RetryConfig()
+    total: float | None = None
+    """Seconds that an answer may take."""
+    midstream: Literal["error", "resume"] = "error"
+    context_window: int | None = None
+    budget: RetryBudget = msgspec.field(default_factory=lambda: RetryBudget(0.2, 10.0))
+    """What is left for tries beyond the first."""
+    fallbacks: tuple[str, ...] = ()
+    """Names of models whose targets are asked when these have failed."""
+    longer: tuple[str, ...] = ()
+    """Names of models for prompts that are too long for this one."""
 
 
 class Models:
@@ -29,17 +44,36 @@ class Models:
     def __init__(self, models: Iterable[Model]) -> None:
         self._models = tuple(models)
         self._by_name = {name: model for model in self._models for name in (model.name, *model.aliases)}
+        self._configured = frozenset(self._by_name)
+        self._found: dict[str, Model] = {}
+        self.spare: dict[str, Target] = {}
+        """Backends that no configured model uses and somebody has asked for."""
 
     def __iter__(self) -> Iterator[Model]:
-        return iter(self._models)
+        return iter((*self._models, *self._found.values()))
 
     def __len__(self) -> int:
-        return len(self._models)
+        return len(self._models) + len(self._found)
 
     @property
     def targets(self) -> tuple[Target, ...]:
         """Every backend of every model, each once."""
-        return tuple({target.name: target for model in self._models for target in model.targets}.values())
+        configured = {target.name: target for model in self._models for target in model.targets}
+        return tuple({**self.spare, **configured}.values())
+
+    def discover(self, model: Model) -> bool:
+        """From now on clients may ask for this one as well, or for what it has become; without targets: no longer.
+
+        Returns whether its name is free: what is configured stays as it is.
+        """
+        if model.name in self._configured:
+            return False
+        if model.targets:
+            self._found[model.name] = self._by_name[model.name] = model
+        else:
+            self._found.pop(model.name, None)
+            self._by_name.pop(model.name, None)
+        return True
 
     def find(self, name: str, allowed: Container[str] | None = None) -> Model:
         """Raises ModelNotFound, naming the models there are, or those of them that are `allowed`."""
@@ -75,6 +109,19 @@ def build_models(
     return Models(models)
 
 
+def build_backend(config: Config, providers: Mapping[str, Provider], name: str, source: str) -> Target:
+    """The target that a backend is which no model uses. Raises ConfigError."""
+    builder = _Builder(config, providers, {}, source)
+    if name not in config.backends:
+        builder.problem(
+            "[backends]", f"there is no backend {name!r} (there are: {', '.join(config.backends) or 'none'})"
+        )
+    target = None if builder.problems else builder.target("", 0, name)
+    if target is None:
+        raise ConfigError(builder.problems)
+    return target
+
+
 def _distinct(used: Iterable[str | BackendConfig]) -> list[str | BackendConfig]:
     """In order, without a backend named twice (in `targets` and again in `fallback`)."""
     kept: list[str | BackendConfig] = []
@@ -82,6 +129,14 @@ def _distinct(used: Iterable[str | BackendConfig]) -> list[str | BackendConfig]:
         if each not in kept:
             kept.append(each)
     return kept
+
+
+def _hurried(target: Target, deadlines: Deadlines) -> Target:
+    """A target with the model's deadlines in place of its own."""
+    set_here = {name: each for name in TIMEOUTS if (each := getattr(deadlines, name)) is not None}
+    if not set_here:
+        return target
+    return msgspec.structs.replace(target, timeouts=msgspec.structs.replace(target.timeouts, **set_here))
 
 
 class _Builder:
@@ -110,14 +165,22 @@ class _Builder:
                 f"no enabled plugin brings the policy {config.policy!r} (there are: {', '.join(self.policies)})",
             )
             policy = self.policies["in_order"]
+        budget = RetryBudget(config.retry.budget, config.retry.budget_floor)
         used = [*config.targets, *(config.fallback if config.use_fallback else ())]
         targets = [self.target(name, number, target) for number, target in enumerate(_distinct(used))]
         return Model(
             name,
-            tuple(target for target in targets if target),
+            tuple(_hurried(target, config.deadlines) for target in targets if target),
             policy,
             config.delivery or self.config.server.delivery,
             tuple(config.aliases),
+            retry=config.retry,
+            total=config.deadlines.total,
+            midstream=config.midstream,
+            context_window=config.context_window,
+            budget=budget,
+            fallbacks=tuple(config.fallback_models),
+            longer=tuple(config.context_window_fallbacks),
         )
 
     def no_provider(self, name: str) -> str:

@@ -76,8 +76,9 @@ class OpenAIBackend:
         """The client's body, its headers that may pass, the target's own."""
         exchange, target = attempt.exchange, attempt.target
         changes: dict[str, Any] = {}
-        if target.model is not None and exchange.peek is not None and exchange.peek.model != target.model:
-            changes["model"] = target.model
+        name = target.model or (attempt.model.name if attempt.model and attempt.model is not exchange.model else None)
+        if name is not None and exchange.peek is not None and exchange.peek.model != name:
+            changes["model"] = name
         if exchange.answer_limit is not None and exchange.endpoint.name != "embeddings" and not asked_tokens(exchange):
             given = [name for name in ANSWER_FIELDS if name in exchange.fields]
             changes.update(dict.fromkeys(given or (_answer_field(exchange, target),), exchange.answer_limit))
@@ -96,7 +97,8 @@ class OpenAIBackend:
     async def send(self, attempt: Attempt) -> Reply:
         """Send what was built. Raises GatewayError."""
         assert attempt.request is not None
-        return await self._gateway.upstream.send(attempt.target, attempt.request)
+        streaming = attempt.exchange.streaming
+        return await self._gateway.upstream.send(attempt.target, attempt.request, streaming=streaming)
 
     async def count_prompt(self, exchange: Exchange, target: Target) -> int:
         """Tokens of a request's prompt, as vLLM's `/tokenize` counts them

@@ -5,21 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .choice import choose
 from .connection import ClientLeft, Connection
 from .delivery import Cut, comment, deliver, head
-from .errors import Forbidden, GatewayError, InvalidRequest, PluginFault, Unauthenticated, Unavailable
+from .errors import (
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    PluginFault,
+    Unauthenticated,
+    Unavailable,
+    UpstreamTimeout,
+)
 from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
 from .offload import CLIENT_LEFT, Report, conclude, hand_over
+from .retries import Walk
+from .timelimit import Deadline
+from .verdict import PromptTooLong, check_length
 
 if TYPE_CHECKING:
     from .dialects import Peek
     from .gateway import Gateway
     from .models import Model
 
+NO_DEADLINE: AbstractContextManager[None] = nullcontext()
 logger = logging.getLogger("headrace.pipeline")
 
 
@@ -45,7 +58,7 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
         exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
         exchange.may_comment(partial(comment, exchange, connection=connection))
         async with hooks.admit(exchange):
-            with connection.watched():
+            with connection.watched(), deadline(exchange):
                 exchange.taps = hooks.open_taps(exchange)
                 reply = await hooks.cache_lookup(exchange) or await attempts(exchange, gateway, connection)
                 if isinstance(reply, Report):
@@ -60,6 +73,16 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
             raise
         stray = PluginFault("headrace", "pipeline", cancelled)
         await send_error(exchange, stopping() if is_cancelled() else stray, gateway, connection)
+
+
+def deadline(exchange: Exchange) -> AbstractContextManager[None]:
+    """Ends the answer when its model's `deadlines.total` is over. Raises UpstreamTimeout."""
+    total = exchange.model.total if exchange.model is not None else None
+    if total is None:
+        return NO_DEADLINE
+    left = exchange.started + total - time.perf_counter()
+    error = UpstreamTimeout(f"The answer was not complete after {total:g} s.", code="deadline_exceeded")
+    return Deadline(max(0.0, left), lambda: error)
 
 
 async def identify(exchange: Exchange, gateway: Gateway) -> Principal:
@@ -116,27 +139,31 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
     Raises:
         GatewayError: that of the last target asked, or of the first that must not be retried.
     """
-    model = exchange.model
-    assert model is not None
-    last: GatewayError | None = None
-    for target in gateway.hooks.arrange(exchange, model.policy.order(exchange, model.targets)):
-        provider = gateway.providers[target.provider]
-        if exchange.endpoint.name not in provider.endpoints:
-            continue
-        attempt = Attempt(exchange, len(exchange.attempts) + 1, target, provider)
+    walk = Walk(exchange, gateway)
+    target = walk.first()
+    while target is not None:
+        attempt = Attempt(exchange, len(exchange.attempts) + 1, target, gateway.providers[target.provider], walk.model)
         exchange.attempts.append(attempt)
         attempt.begin()
         try:
             return await send(attempt, gateway, connection)
+        except PromptTooLong as error:
+            await failed(attempt, gateway, error)
+            target = walk.longer()
+            if target is None:
+                return error.reply
         except GatewayError as error:
-            attempt.end()
-            last = error
-            why = error.detail or error.code
-            logger.warning("request %s: target %s: %s (%s)", exchange.id, target.name, error.message, why)
-            await asyncio.shield(report(attempt, gateway, Outcome(status=error.status, completed=False, error=error)))
-            if not (error.retryable or isinstance(error, PluginFault)):
-                raise
-    raise last or unsupported(exchange, model)
+            await failed(attempt, gateway, error)
+            target = await walk.another(attempt, error)
+    raise unsupported(exchange, walk.model)
+
+
+async def failed(attempt: Attempt, gateway: Gateway, error: GatewayError) -> None:
+    """One try has not brought an answer: say so."""
+    attempt.end()
+    why = error.detail or error.code
+    logger.warning("request %s: target %s: %s (%s)", attempt.exchange.id, attempt.target.name, error.message, why)
+    await asyncio.shield(report(attempt, gateway, Outcome(status=error.status, completed=False, error=error)))
 
 
 def unsupported(exchange: Exchange, model: Model) -> GatewayError:
@@ -162,6 +189,8 @@ async def send(attempt: Attempt, gateway: Gateway, connection: Connection) -> Re
         raise
     except Exception as error:
         raise PluginFault(provider.name, "provider", error) from error
+    if exchange.model is not None and exchange.model.longer:
+        check_length(reply)
     return reply
 
 

@@ -62,6 +62,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     """Why not, in words an operator can act on; of a backend that is ok, what is odd about it."""
     latency_seconds: float | None = None
+    starting: bool = False
+    """Not ok yet: it is there, or about to be, and loads its model."""
 
 
 @runtime_checkable

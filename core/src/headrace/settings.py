@@ -131,6 +131,18 @@ def _check_names(document: dict[str, Any], decoder: Decoder) -> None:
         if isinstance(model, dict):
             _check_targets(name, model, backends, decoder)
             _check_aliases(name, model.get("aliases"), seen, decoder)
+            for key in ("fallback_models", "context_window_fallbacks"):
+                _check_models(name, key, model.get(key), models, decoder)
+
+
+def _check_models(name: str, key: str, named: Any, models: dict[str, Any], decoder: Decoder) -> None:
+    """Models that one falls back on."""
+    for each in named if isinstance(named, list) else ():
+        if each == name:
+            decoder.add(("models", name, key), "a model cannot fall back on itself")
+        elif isinstance(each, str) and each not in models:
+            known = ", ".join(other for other in models if other != name) or "none"
+            decoder.add(("models", name, key), f"there is no [models.{each}] (there are: {known})")
 
 
 def _check_targets(name: str, model: dict[str, Any], backends: dict[str, Any], decoder: Decoder) -> None:

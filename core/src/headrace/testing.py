@@ -84,7 +84,7 @@ class FakeBackend:
         return {
             "server": {"anonymous": True},
             "backends": {"fake": {"provider": "openai", "base_url": self.url, "model": "fake-model"}},
-            "models": {"test": {"targets": ["fake"]}},
+            "models": {"test": {"targets": ["fake"], "retry": {"rounds": 1}}},
             "plugins": plugins,
             **tables,
         }

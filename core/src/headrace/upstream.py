@@ -12,10 +12,13 @@ import aiohttp
 from .errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
 from .exchange import Exchange, Reply, Target, UpstreamRequest
 from .pool import Pool
-from .verdict import check, check_first
+from .timelimit import Deadline
+from .verdict import check, check_first, has_begun, unreached
 
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
+MOST_HELD = 65_536
+"""Bytes of a stream in which its first token is looked for."""
 BROKEN = (aiohttp.ClientError, OSError, ValueError)
 """What the client library raises when a request fails."""
 
@@ -31,8 +34,11 @@ class Upstream:
             await pool.session.close()
         self._pools.clear()
 
-    async def send(self, target: Target, request: UpstreamRequest, *, checked: bool = True) -> Reply:
-        """Send and wait for the head of the answer and the first chunk of its body.
+    async def send(
+        self, target: Target, request: UpstreamRequest, *, checked: bool = True, streaming: bool = False
+    ) -> Reply:
+        """Send and wait for the head of the answer and the first chunk of its body; of a stream, for its first token
+        if the target has a deadline for that.
 
         With `checked`, an answer that another target might give better, and one that is the operator's business
         rather than the caller's, is raised as an error.
@@ -40,46 +46,35 @@ class Upstream:
         Raises:
             UpstreamTimeout, UpstreamError, Unavailable, RateLimited.
         """
+        timeouts = target.timeouts
         try:
-            with _FirstByte(target):
-                response = await self._pool(target).request(request)
-                return await _reply(response, target, checked)
+            if not streaming or timeouts.first_token is None:
+                with Deadline(timeouts.first_byte, lambda: _silent(timeouts.first_byte, target)):
+                    return await self._ask(target, request, checked)
+            with Deadline(timeouts.first_token, lambda: _silent(timeouts.first_token, target, "no token")):
+                return await self._ask_for_token(target, request, checked)
         except BROKEN as error:
             raise as_gateway_error(error, target) from error
+
+    async def _ask(self, target: Target, request: UpstreamRequest, checked: bool) -> Reply:
+        return await _reply(await self._pool(target).request(request), target, checked)
+
+    async def _ask_for_token(self, target: Target, request: UpstreamRequest, checked: bool) -> Reply:
+        with Deadline(target.timeouts.first_byte, lambda: _silent(target.timeouts.first_byte, target)):
+            reply = await self._ask(target, request, checked)
+        if isinstance(reply.stream, _Stream) and reply.is_event_stream:
+            try:
+                await reply.stream.until_token()
+            except BaseException:
+                await reply.aclose()
+                raise
+        return reply
 
     def _pool(self, target: Target) -> Pool:
         pool = self._pools.get(target.name)
         if pool is None:
             pool = self._pools[target.name] = Pool(target)
         return pool
-
-
-class _FirstByte:
-    """Raises UpstreamTimeout after `timeouts.first_byte` seconds: `asyncio.timeout` at a third of its cost."""
-
-    __slots__ = ("_cancelling", "_expired", "_target", "_task", "_timer")
-
-    def __init__(self, target: Target) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._expired = False
-        self._target = target
-        self._timer = asyncio.get_running_loop().call_later(target.timeouts.first_byte, self._expire)
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._task.cancel()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        self._timer.cancel()
-        alone = self._expired and self._task.uncancel() <= self._cancelling  # or were we cancelled from outside too?
-        if alone and kind is asyncio.CancelledError:
-            raise _silent(self._target.timeouts.first_byte, self._target) from error
 
 
 async def _reply(response: aiohttp.ClientResponse, target: Target, checked: bool) -> Reply:
@@ -142,6 +137,15 @@ class _Stream:
             raise UpstreamError("The backend sent an empty stream.", detail=f"target {self._target.name}")
         check_first(self.first, self._target)
 
+    async def until_token(self) -> None:
+        """Wait until there is more than a role and comments."""
+        while not has_begun(self.first) and len(self.first) < MOST_HELD:
+            chunk = await self._read()
+            if not chunk:
+                return  # it is over: whoever delivers it looks whether it is complete
+            self.first += chunk
+            check_first(self.first, self._target)
+
     def __aiter__(self) -> _Stream:
         return self
 
@@ -200,19 +204,19 @@ class _Stream:
         self.close()
 
 
-def _silent(seconds: float, target: Target) -> UpstreamTimeout:
-    return UpstreamTimeout(f"The backend sent nothing for {seconds:g} s.", detail=f"target {target.name}")
+def _silent(seconds: float | None, target: Target, what: str = "nothing") -> UpstreamTimeout:
+    return UpstreamTimeout(f"The backend sent {what} for {seconds:g} s.", detail=f"target {target.name}")
 
 
 def as_gateway_error(error: BaseException, target: Target) -> GatewayError:
     """Name what went wrong on the way to a backend; the address stays in the detail."""
     detail = f"target {target.name} at {target.socket or target.base_url}: {type(error).__name__}: {error}"
     if isinstance(error, aiohttp.ConnectionTimeoutError | aiohttp.ServerTimeoutError):
-        return UpstreamTimeout("No connection to the backend could be had in time.", detail=detail)
+        return unreached(UpstreamTimeout("No connection to the backend could be had in time.", detail=detail))
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return UpstreamError("The backend's TLS certificate was not accepted.", detail=detail)
     if isinstance(error, aiohttp.ClientConnectorError):
-        return Unavailable("The backend cannot be reached.", detail=detail)
+        return unreached(Unavailable("The backend cannot be reached.", detail=detail))
     return UpstreamError("The connection to the backend broke.", detail=detail)
 
 

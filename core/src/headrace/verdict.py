@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from .errors import GatewayError, RateLimited, Unavailable, UpstreamError, UpstreamTimeout
@@ -39,8 +41,14 @@ def _fault_of_failure(failure: Failure) -> GatewayError:
     if failure.status == 504:
         return UpstreamTimeout("The backend did not answer in time.")
     if not failure.connected:
-        return Unavailable("The backend cannot be reached.")
+        return unreached(Unavailable("The backend cannot be reached."))
     return UpstreamError("The connection to the backend broke.")
+
+
+def unreached(error: GatewayError) -> GatewayError:
+    """The same error, of a backend that has not heard of the request."""
+    error.reached = False
+    return error
 
 
 def check(reply: Reply, target: Target) -> None:
@@ -55,6 +63,41 @@ def check(reply: Reply, target: Target) -> None:
         error.detail = f"target {target.name} answered {reply.status} with {len(content)} bytes"
         error.evidence = _words(content)
         raise error
+
+
+class PromptTooLong(GatewayError):
+    """A backend says that the prompt is too long for it; `reply` is how it says so."""
+
+    status, type, code = 400, "invalid_request_error", "context_length_exceeded"
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__("The prompt is too long for the backend.")
+        self.reply = reply
+
+
+TOO_LONG = re.compile(
+    rb"context_length_exceeded|exceed_context_size_error|maximum context length|maximum model length"
+    rb'|"param"\s*:\s*"input_tokens"|prompt is too long|inputs` tokens \+ `max_new_tokens` must be',
+    re.IGNORECASE,
+)
+"""How OpenAI, llama.cpp, vLLM, Anthropic and TGI say it."""
+
+
+def check_length(reply: Reply) -> None:
+    """Raise PromptTooLong if that is what a reply says."""
+    if reply.status in (400, 413, 422) and TOO_LONG.search(reply.content or b""):
+        raise PromptTooLong(reply)
+
+
+_BEGUN = re.compile(
+    rb'"(?:content|text|reasoning|reasoning_content|refusal|arguments)"\s*:\s*"[^"]'
+    rb'|"tool_calls"\s*:\s*\[\s*[^\]\s]|"(?:finish_reason|error)"\s*:\s*["{]|\[DONE\]'
+)
+
+
+def has_begun(events: bytes) -> bool:
+    """Whether the beginning of a stream has something of the answer, or its end."""
+    return _BEGUN.search(events) is not None
 
 
 def check_first(chunk: bytes, target: Target) -> None:

@@ -49,7 +49,11 @@ class EngineCheck:
         try:
             status = await status_of(Path(target.socket))
         except (FileNotFoundError, ConnectionRefusedError):
-            return Health(ok=False, reason="starting: the engine is loading its model, or `headrace up` is not running")
+            return Health(
+                ok=False,
+                starting=True,
+                reason="starting: the engine is loading its model, or `headrace up` is not running",
+            )
         if status != 200:
             return Health(ok=False, reason=f"the engine answers /health with status {status}")
         return Health(ok=True)

@@ -1,0 +1,222 @@
+"""Who is asked next: every target once, those of fall-back models last; then, after a pause, once more."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .errors import GatewayError, PluginFault, UpstreamTimeout
+
+if TYPE_CHECKING:
+    from .exchange import Attempt, Exchange, Target
+    from .gateway import Gateway
+    from .models import Model
+
+logger = logging.getLogger("headrace.retries")
+
+SAVED = 100.0
+"""Tries that quiet times can save up for others."""
+
+
+class RetryBudget:
+    """What is left for tries beyond the first: a share of all requests, and so many a second in any case.
+
+    Args:
+        share: tries that each request earns.
+        floor: tries a second.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, share: float, floor: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._share, self._floor, self._clock = share, floor, clock
+        self._saved = 0.0
+        self._free = floor
+        self._at = clock()
+
+    def earn(self) -> None:
+        """A request has come."""
+        self._saved = min(SAVED, self._saved + self._share)
+
+    def spend(self) -> bool:
+        """Take one; False if none is left."""
+        now = self._clock()
+        self._free = min(max(self._floor, 1.0), self._free + (now - self._at) * self._floor)
+        self._at = now
+        if self._saved >= 1.0:
+            self._saved -= 1.0
+        elif self._free >= 1.0:
+            self._free -= 1.0
+        else:
+            return False
+        return True
+
+
+class _Failed(msgspec.Struct):
+    """What is remembered of a target that has failed."""
+
+    times: int = 0
+    not_before: float = 0.0
+    """By `time.monotonic()`."""
+    patience: float | None = 0.0
+    """Seconds that it has asked for; None if it need not be asked again at all."""
+
+
+class Walk:
+    """The way of one request from target to target."""
+
+    __slots__ = ("_chain", "_exchange", "_failed", "_gateway", "_model", "_queue", "_rounds", "_too_long", "model")
+
+    def __init__(self, exchange: Exchange, gateway: Gateway) -> None:
+        model = exchange.model
+        assert model is not None
+        self._exchange, self._gateway, self._model = exchange, gateway, model
+        self.model = model
+        """Whose targets are being asked."""
+        self._failed: dict[str, _Failed] = {}
+        self._rounds, self._too_long = 0, False
+        self._chain: list[Model] = []
+        self._queue: list[Target] = self._order(model)
+        model.budget.earn()
+
+    def first(self) -> Target | None:
+        """The target to ask; None if no target of the model has this endpoint."""
+        return self._pull()
+
+    async def another(self, attempt: Attempt, error: GatewayError) -> Target:
+        """The target to ask after one has failed; may wait until there is one.
+
+        Raises:
+            GatewayError: `error` itself; asking anybody else makes no sense, or nobody is left.
+        """
+        if not self._may_go_on(error):
+            raise error
+        self._note(attempt.target, error)
+        if self._rounds == 0:
+            self._begin_round()
+        target = self._pull()
+        while target is None:
+            await self._pause(error)
+            target = self._pull()
+        if getattr(error, "reached", True) and not self._model.budget.spend():
+            logger.warning(
+                "request %s: not tried again: the retry budget of %r is spent", self._exchange.id, self.model.name
+            )
+            raise error
+        return target
+
+    def longer(self) -> Target | None:
+        """The target to ask when the prompt was too long for one; None if there is no larger model left."""
+        if not self._too_long:
+            self._too_long, self._queue = True, []
+            self._chain = self._models(self._model.longer)
+        return self._pull()
+
+    def _may_go_on(self, error: GatewayError) -> bool:
+        retry = self._model.retry
+        if len(self._exchange.attempts) >= retry.attempts:
+            return False
+        return isinstance(error, PluginFault) or (error.retryable and _kind(error) in retry.on)
+
+    def _note(self, target: Target, error: GatewayError) -> None:
+        known = self._failed.setdefault(target.name, _Failed())
+        known.times += 1
+        known.patience = _patience(error)
+        if known.patience is not None:
+            known.not_before = time.monotonic() + known.patience
+
+    def _pull(self) -> Target | None:
+        """The next of this round."""
+        while True:
+            while self._queue:
+                target = self._queue.pop()
+                provider = self._gateway.providers[target.provider]
+                if self._exchange.endpoint.name in provider.endpoints and self._may_ask(target, time.monotonic()):
+                    return target
+            if not self._chain:
+                return None
+            self.model = self._chain.pop()
+            self._queue = self._order(self.model)
+
+    def _order(self, model: Model) -> list[Target]:
+        """A model's targets, the last to be asked first."""
+        return list(self._gateway.hooks.arrange(self._exchange, model.policy.order(self._exchange, model.targets)))[
+            ::-1
+        ]
+
+    def _begin_round(self) -> None:
+        self._rounds += 1
+        self._chain = self._models(self._model.fallbacks)
+
+    def _models(self, names: tuple[str, ...]) -> list[Model]:
+        """Those of them that the caller may use, the last to be asked first."""
+        who = self._exchange.principal
+        allowed = who.models if who is not None else None
+        found = (self._gateway.models.find(name) for name in reversed(names))
+        return [model for model in found if allowed is None or model.name in allowed]
+
+    def _may_ask(self, target: Target, now: float) -> bool:
+        known = self._failed.get(target.name)
+        if known is None:
+            return True
+        return self._once_more(known) and known.not_before <= now and known.times <= self._rounds - 1
+
+    def _once_more(self, known: _Failed) -> bool:
+        retry = self._model.retry
+        return known.patience is not None and known.patience <= retry.max_retry_after and known.times < retry.rounds
+
+    async def _pause(self, error: GatewayError) -> None:
+        """Wait until a target that has failed may be asked again. Raises `error` if there is none, or no time."""
+        again = [known for known in self._failed.values() if self._once_more(known)]
+        if not again or self._too_long:
+            raise error
+        retry, now = self._model.retry, time.monotonic()
+        longest = min(retry.max_backoff, retry.backoff * 2 ** (self._rounds - 1))
+        pause = random.uniform(0, longest)  # noqa: S311 (nothing secret: it keeps callers from coming back all at once)
+        seconds = min(max(known.not_before - now, pause) for known in again)
+        if self._left() <= seconds:
+            raise error
+        await asyncio.sleep(seconds)
+        self._begin_round()
+        self.model = self._model
+        self._queue = self._order(self._model)
+
+    def _left(self) -> float:
+        """Seconds until the answer's deadline."""
+        if self._model.total is None:
+            return math.inf
+        return self._exchange.started + self._model.total - time.perf_counter()
+
+
+KINDS = frozenset(("unavailable", "upstream_timeout", "upstream_rate_limited", "upstream_auth"))
+"""What `retry.on` calls errors; any other is an `upstream_error`."""
+
+
+def _kind(error: GatewayError) -> str:
+    return error.code if error.code in KINDS else "upstream_error"
+
+
+def _patience(error: GatewayError) -> float | None:
+    """How long a backend wants to be left alone, in seconds; None: it kept silent, or will not have our key."""
+    if isinstance(error, UpstreamTimeout | PluginFault) or error.code == "upstream_auth":
+        return None
+    return retry_after(error.headers.get("Retry-After", ""))
+
+
+def retry_after(value: str) -> float:
+    """`Retry-After` in seconds, given as such or as a date (RFC 9110, 10.2.3); 0 if it is neither."""
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
