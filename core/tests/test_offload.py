@@ -158,7 +158,7 @@ async def test_an_answer_that_was_not_delivered_whole_is_not_complete(
         (COUNTS % 9, Usage(5, 9)),
         (
             '"usage":{"prompt_tokens":5,"completion_tokens":9,"prompt_tokens_details":{"cached_tokens":4}}',
-            Usage(5, 9, 4),
+            Usage(5, 9, 4, tells_cached=True),
         ),
         ("", Usage(23, 40, estimated=True)),
         ('"usage":null}', Usage(23, 40, estimated=True)),

@@ -168,17 +168,17 @@ class _Way(msgspec.Struct, frozen=True):
     """The headers it is told to send if no plugin has changed any, or why it cannot send them."""
 
 
-_ways: dict[tuple[str, str, str], tuple[Target, _Way | str]] = {}
+_ways: dict[tuple[int, str, str], tuple[Target, _Way | str]] = {}
 WAYS_KEPT = 4096
 
 
 def _way(target: Target, front: Front, url: str) -> _Way | str:
     """Worked out once per backend and path."""
-    known = _ways.get((target.name, front.mark, url))
+    known = _ways.get((id(target), front.mark, url))
     if known is None or known[0] is not target:
         if len(_ways) >= WAYS_KEPT:
             _ways.clear()
-        known = _ways[target.name, front.mark, url] = (target, _find_way(target, front, url))
+        known = _ways[id(target), front.mark, url] = (target, _find_way(target, front, url))
     return known[1]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
 from .connection import Connection
-from .errors import GatewayError, PluginFault, UpstreamError
+from .errors import GatewayError, PluginFault, UpstreamError, UpstreamTimeout
+from .estimate import choices
 from .exchange import Exchange, Headers, Reply
 from .front import CARRIED, REPORT
 from .hooks import Hooks
 from .streaming import Tail, Taps, UsageHider
+from .vetting import BadEvent, Vetting
 
 BROKEN = "The connection to the backend broke."
 UNFINISHED = "The backend ended the stream before the answer was complete."
@@ -84,16 +86,19 @@ async def _send_stream(
     if taps is not None and taps.watcher:
         stream = taps.watch(stream)
     dialect = exchange.endpoint.dialect
-    tail = Tail()
+    tail, vetting = Tail(), dialect.vetting(choices(exchange)) if event_stream else None
     connection.events = event_stream
     exchange.status = reply.status
     if connection.status is None:
         await connection.start(reply.status, head(exchange, reply.headers))
     try:
-        await _pump(exchange, stream, tail, connection)
+        await _pump(exchange, stream, tail, connection, vetting, getattr(reply.stream, "hurry", None))
         if event_stream and not dialect.is_complete(bytes(tail)):
             raise UpstreamError(UNFINISHED)
     except Exception as error:
+        if _only_the_farewell_is_missing(vetting, error):
+            await connection.end()  # all was said; what broke is the farewell
+            return
         cause = error if isinstance(error, GatewayError) else PluginFault("headrace", "wrap_stream", error)
         cut = Cut(f"The answer is incomplete. {cause.message}", detail=cause.detail)
         if event_stream:
@@ -105,24 +110,46 @@ async def _send_stream(
     await connection.end()
 
 
+def _only_the_farewell_is_missing(vetting: Vetting | None, error: Exception) -> bool:
+    """Whether a stream broke after it had said all."""
+    broke = isinstance(error, UpstreamError | UpstreamTimeout) and not isinstance(error, BadEvent)
+    return broke and vetting is not None and vetting.finished
+
+
 def _hides_usage(exchange: Exchange, reply: Reply) -> bool:
     request = exchange.attempts[-1].request if exchange.attempts else None
     return request is not None and request.hides_usage and reply.ok and reply.is_event_stream
 
 
-async def _pump(exchange: Exchange, stream: AsyncIterator[bytes], tail: Tail, connection: Connection) -> None:
+async def _pump(
+    exchange: Exchange,
+    stream: AsyncIterator[bytes],
+    tail: Tail,
+    connection: Connection,
+    vetting: Vetting | None,
+    hurry: Callable[[], None] | None,
+) -> None:
     """Pass chunks on. Everything in this loop is paid for every chunk of every stream."""
+    look = vetting.look if vetting is not None else None
     add, send_now, passed, sent = tail.add, connection.send_now, 0, 0
     try:
         async for chunk in stream:
             if exchange.first_byte_at is None:
                 exchange.first_byte_at = time.perf_counter()
+            if look is not None and not (chunk := look(chunk)):
+                continue
             add(chunk)
             passed += chunk.count(b"data:")
             if send_now(chunk):
                 sent += len(chunk)
             else:
                 await connection.send(chunk)
+            if hurry is not None and vetting is not None and vetting.finished:
+                hurry()
+                hurry = None
+        if vetting is not None and (rest := vetting.rest()):
+            add(rest)
+            await connection.send(rest)
     finally:
         connection.bytes_sent += sent
         exchange.events = passed

@@ -13,6 +13,7 @@ import msgspec
 
 from .errors import GatewayError, InvalidRequest, envelope
 from .exchange import Usage
+from .vetting import Vetting
 
 USAGE_BYTES = 4096
 """No usage object is longer."""
@@ -103,6 +104,10 @@ class Dialect(Protocol):
         """Whether a stream that ended with these bytes said all it had to say."""
         ...
 
+    def vetting(self, answers: int) -> Vetting | None:
+        """What looks at the events of a stream of so many answers on their way; None if nobody does."""
+        ...
+
     def usage(self, tail: bytes) -> Usage | None:
         """The token counts in a whole reply, or in the last bytes of a stream."""
         ...
@@ -124,6 +129,9 @@ class OpenAIDialect:
         if b'"error"' in tail and _ERROR_EVENT.search(tail):
             return False
         return tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail) is not None
+
+    def vetting(self, answers: int) -> Vetting:
+        return Vetting(answers)
 
     def usage(self, tail: bytes) -> Usage | None:
         at = len(tail)
@@ -154,7 +162,8 @@ def _read_usage(text: bytes) -> Usage | None:
     except (ValueError, msgspec.ValidationError):
         return None
     details = counts.prompt_tokens_details
-    return Usage(counts.prompt_tokens, counts.completion_tokens, details.cached_tokens or 0 if details else 0)
+    cached = details.cached_tokens if details else None
+    return Usage(counts.prompt_tokens, counts.completion_tokens, cached or 0, tells_cached=cached is not None)
 
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**33)]

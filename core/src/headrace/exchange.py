@@ -59,6 +59,8 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     estimated: bool = False
     """Whether these are our own estimates: the answer ended, or its report was lost, before the backend counted."""
+    tells_cached: bool = False
+    """Whether the backend said how many tokens it had cached; else `cached_tokens` is 0 and nobody knows."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

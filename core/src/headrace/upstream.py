@@ -17,6 +17,8 @@ from .verdict import check, check_first, has_begun, unreached
 
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
+FAREWELL_SECONDS = 2.0
+"""For so long a stream that has given its finish reason is waited for: its token counts, and its end."""
 MOST_HELD = 65_536
 """Bytes of a stream in which its first token is looked for."""
 BROKEN = (aiohttp.ClientError, OSError, ValueError)
@@ -27,7 +29,7 @@ class Upstream:
     """Sends requests to targets. One instance per gateway; made without I/O, closed at the end."""
 
     def __init__(self) -> None:
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[tuple[str, float], Pool] = {}
 
     async def aclose(self) -> None:
         for pool in self._pools.values():
@@ -71,9 +73,10 @@ class Upstream:
         return reply
 
     def _pool(self, target: Target) -> Pool:
-        pool = self._pools.get(target.name)
+        key = target.name, target.timeouts.connect
+        pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[target.name] = Pool(target)
+            pool = self._pools[key] = Pool(target)
         return pool
 
 
@@ -118,7 +121,7 @@ class _Stream:
     for the backend is not asked meanwhile.
     """
 
-    __slots__ = ("_clock", "_expired", "_read", "_response", "_target", "_timer", "_waiting_since", "first")
+    __slots__ = ("_clock", "_expired", "_idle", "_read", "_response", "_target", "_timer", "_waiting_since", "first")
 
     def __init__(self, response: aiohttp.ClientResponse, target: Target) -> None:
         self.first = b""
@@ -126,6 +129,8 @@ class _Stream:
         self._response = response
         self._read = response.content.readany
         self._target = target
+        self._idle = target.timeouts.idle
+        """Seconds that it may be silent."""
         self._timer: asyncio.TimerHandle | None = None
         self._waiting_since: float | None = None
         self._expired = False
@@ -142,7 +147,7 @@ class _Stream:
         while not has_begun(self.first) and len(self.first) < MOST_HELD:
             chunk = await self._read()
             if not chunk:
-                return  # it is over: whoever delivers it looks whether it is complete
+                raise UpstreamError("The backend ended the stream before its first token.")
             self.first += chunk
             check_first(self.first, self._target)
 
@@ -154,7 +159,7 @@ class _Stream:
             if self.first:
                 chunk, self.first = self.first, b""
                 return chunk
-            self._watch(self._target.timeouts.idle)
+            self._watch(self._idle)
         self._waiting_since = self._clock()
         try:
             chunk = await self._read()
@@ -172,12 +177,19 @@ class _Stream:
         self._clock = loop.time
         self._timer = loop.call_later(seconds, self._look)
 
+    def hurry(self) -> None:
+        """All has been said that matters: whoever does not end now need not be waited for."""
+        self._idle = min(self._idle, FAREWELL_SECONDS)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._watch(self._idle)
+
     def _look(self) -> None:
         """End the stream if its reader has waited too long; if nobody reads, the next one to do so starts a timer."""
         self._timer = None
         if self._waiting_since is None:
             return
-        left = self._waiting_since + self._target.timeouts.idle - self._clock()
+        left = self._waiting_since + self._idle - self._clock()
         if left > 0:
             self._watch(left)
         else:
@@ -186,11 +198,7 @@ class _Stream:
 
     def _failure(self, error: Exception) -> GatewayError:
         self.close()
-        return (
-            _silent(self._target.timeouts.idle, self._target)
-            if self._expired
-            else as_gateway_error(error, self._target)
-        )
+        return _silent(self._idle, self._target) if self._expired else as_gateway_error(error, self._target)
 
     def close(self) -> None:
         """End it. The connection of a body that was not read to its end is closed, any other is in the pool already."""

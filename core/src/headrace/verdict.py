@@ -11,8 +11,8 @@ from .exchange import Reply, Target, header
 
 EVIDENCE_LIMIT = 500
 """Bytes of a backend's error that are kept for the log."""
-ERROR_FIRST = (b'data: {"error":{', b'data: {"error": {', b'data:{"error":{', b"event: error")
-"""How a stream begins that has nothing but an error to tell."""
+ERROR_FIRST = re.compile(rb'(?:^|[\r\n])(?:data:\s*\{\s*"error"\s*:\s*["{]|event: error)')
+"""How a stream tells of an error."""
 _ANY_JSON = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -91,7 +91,7 @@ def check_length(reply: Reply) -> None:
 
 _BEGUN = re.compile(
     rb'"(?:content|text|reasoning|reasoning_content|refusal|arguments)"\s*:\s*"[^"]'
-    rb'|"tool_calls"\s*:\s*\[\s*[^\]\s]|"(?:finish_reason|error)"\s*:\s*["{]|\[DONE\]'
+    rb'|"tool_calls"\s*:\s*\[\s*[^\]\s]|"finish_reason"\s*:\s*"|\[DONE\]'
 )
 
 
@@ -102,7 +102,7 @@ def has_begun(events: bytes) -> bool:
 
 def check_first(chunk: bytes, target: Target) -> None:
     """Raise UpstreamError if a stream begins with an error: nothing has reached the client yet."""
-    if chunk.startswith(ERROR_FIRST):
+    if ERROR_FIRST.search(chunk):
         detail = f"target {target.name} began its stream with an error"
         raise UpstreamError("The backend failed before its first token.", detail=detail, evidence=_words(chunk))
 

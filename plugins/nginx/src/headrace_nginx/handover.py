@@ -100,7 +100,7 @@ def lanes(gateway: Gateway, *, resolved: bool) -> list[Lane]:
     """The lanes of all models, each once. With `resolved`, those alone whose host names mean something here: nginx
     does not start with one that does not."""
     targets = [target for model in gateway.models if model.delivery != "inline" for target in model.targets]
-    found = dict.fromkeys(front.lanes_of(targets).values())
+    found = dict.fromkeys(lane for target in targets if (lane := front.lane_of(target)) is not None)
     possible = [lane for lane in found if _is_possible(lane)]
     usable = [lane for lane in possible if not resolved or _resolves(lane)]
     for lane in possible:
