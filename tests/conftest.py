@@ -6,7 +6,10 @@ Both must give the same answers, so most tests run once with each.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -68,8 +71,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if not is_repeated(item)]
 
 
+@functools.cache
+def built_modules() -> Path:
+    """Where what was compiled is kept for the other stacks of this session."""
+    folder = Path(tempfile.mkdtemp(prefix="hr-modules-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def build_module(folder: Path, config: Path) -> None:
-    """`headrace nginx build`. Skips the test where nginx's sources or a compiler are not to be had."""
+    """`headrace nginx build`, once: the other stacks get a copy. Skips the test where nginx's sources or a compiler are
+    not to be had."""
+    there, kept = folder / "state" / "nginx-module", built_modules()
+    if any(kept.iterdir()):
+        shutil.copytree(kept, there, dirs_exist_ok=True)
+        return
+    _build(folder, config)
+    shutil.copytree(there, kept, dirs_exist_ok=True)
+
+
+def _build(folder: Path, config: Path) -> None:
     command = [sys.executable, "-m", "headrace", "--config", str(config), "nginx", "build"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0 and "install" in done.stderr:

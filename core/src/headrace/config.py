@@ -85,6 +85,9 @@ class BackendConfig(Strict, frozen=True):
     """TLS verification: true, the path of a CA bundle, or false (never do that beyond a test)."""
     proxy: Secret | None = None
     """An HTTP proxy to go through. Proxy variables of the environment are ignored."""
+    prefill: bool = False
+    """Whether this backend goes on with an answer whose beginning it is given (`continue_final_message`, which vLLM
+    has): what `midstream = "resume"` asks for. A server that ignores the field would begin anew."""
     stream_usage: bool = True
     """Whether to ask for token counts in streams (`stream_options.include_usage`) when a plugin wants them and the
     client did not ask; they are not shown to that client. False for servers that refuse the field."""

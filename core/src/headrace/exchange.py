@@ -82,6 +82,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 1024
     verify: bool | str = True
     proxy: Secret | None = None
+    prefill: bool = False
+    """Whether this backend goes on with an answer whose beginning it is given."""
     stream_usage: bool = True
     """Whether this backend may be asked for token counts in streams."""
     options: dict[str, Any] = {}
@@ -285,7 +287,9 @@ class Exchange:
         self.completed = False
         """Whether the whole answer has been handed to the client."""
         self.error: GatewayError | None = None
-        """What went wrong, once it has."""
+        """What went wrong, once it has, as the client is told."""
+        self.failure: GatewayError | None = None
+        """The same, before a plugin has worded it anew."""
         self.first_byte_at: float | None = None
         """`time.perf_counter()` at the first body bytes of the reply."""
         self.events = 0

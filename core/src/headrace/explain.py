@@ -77,7 +77,7 @@ async def _decide(exchange: Exchange, gateway: Gateway, report: dict[str, Any]) 
     exchange.taps = gateway.hooks.open_taps(exchange)
     report["targets"] = [
         _target(exchange, gateway, number, target)
-        for number, target in enumerate(gateway.hooks.arrange(exchange, model.policy.order(exchange, model.targets)), 1)
+        for number, target in enumerate(gateway.hooks.arrange(exchange, model.ordered(exchange)), 1)
     ]
     if all("skipped" in target for target in report["targets"]):
         raise unsupported(exchange, model)

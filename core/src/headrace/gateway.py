@@ -171,7 +171,7 @@ class Gateway:
         found = []
         if not self.config.server.anonymous and not self.hooks.implementers("authenticate"):
             found.append("every request will be refused: add [plugins.keys], or set server.anonymous = true")
-        if not len(self.models):
+        if not len(self.models) and not self.models.spare:
             found.append("there are no models: add [models.NAME]")
         return found
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from .config import BackendConfig, Config, Deadlines, ModelConfig, RetryConfig
 from .errors import ConfigError, ModelNotFound, Problem
-from .exchange import Target
+from .exchange import Exchange, Target
 from .providers import Provider, RoutingPolicy
 from .retries import RetryBudget
 
+NAMED = 20
+"""Models that an error names."""
 TIMEOUTS = ("connect", "first_byte", "first_token", "idle")
 """Deadlines of a model that are timeouts of its targets."""
 
@@ -36,6 +38,16 @@ class Model(msgspec.Struct, frozen=True):
     """Names of models whose targets are asked when these have failed."""
     longer: tuple[str, ...] = ()
     """Names of models for prompts that are too long for this one."""
+    primary: tuple[Target, ...] = ()
+    """Those of `targets` that the policy orders; none: all."""
+    reserves: tuple[Target, ...] = ()
+    """Those of `targets` that are asked after all others: the configuration's `fallback`."""
+
+    def ordered(self, exchange: Exchange) -> Sequence[Target]:
+        """Its targets as its policy has them asked."""
+        if not self.reserves:
+            return self.policy.order(exchange, self.targets)
+        return [*self.policy.order(exchange, self.primary), *self.reserves]
 
 
 class Models:
@@ -79,12 +91,16 @@ class Models:
         """Raises ModelNotFound, naming the models there are, or those of them that are `allowed`."""
         model = self._by_name.get(name)
         if model is None:
-            shown = name if len(name) <= 64 else name[:64] + "…"
             raise ModelNotFound(
-                f"The model {shown!r} does not exist. Available models: {', '.join(self.names(allowed)) or 'none'}.",
-                param="model",
+                f"The model {_shown(name)!r} does not exist. Available models: {self._known(allowed)}.", param="model"
             )
         return model
+
+    def _known(self, allowed: Container[str] | None) -> str:
+        """Their names, as many as can be read."""
+        names = self.names(allowed)
+        more = f" and {len(names) - NAMED} more: GET /v1/models" if len(names) > NAMED else ""
+        return f"{', '.join(map(_shown, names[:NAMED])) or 'none'}{more}"
 
     def names(self, allowed: Container[str] | None = None) -> list[str]:
         """Every name and alias, of the `allowed` models alone if they are given."""
@@ -131,6 +147,10 @@ def _distinct(used: Iterable[str | BackendConfig]) -> list[str | BackendConfig]:
     return kept
 
 
+def _shown(name: str) -> str:
+    return name if len(name) <= 64 else name[:64] + "…"
+
+
 def _hurried(target: Target, deadlines: Deadlines) -> Target:
     """A target with the model's deadlines in place of its own."""
     set_here = {name: each for name in TIMEOUTS if (each := getattr(deadlines, name)) is not None}
@@ -166,11 +186,13 @@ class _Builder:
             )
             policy = self.policies["in_order"]
         budget = RetryBudget(config.retry.budget, config.retry.budget_floor)
-        used = [*config.targets, *(config.fallback if config.use_fallback else ())]
-        targets = [self.target(name, number, target) for number, target in enumerate(_distinct(used))]
+        used = _distinct([*config.targets, *(config.fallback if config.use_fallback else ())])
+        made = [self.target(name, number, target) for number, target in enumerate(used)]
+        targets = tuple(_hurried(target, config.deadlines) for target in made if target)
+        count = len(_distinct(config.targets))
         return Model(
             name,
-            tuple(_hurried(target, config.deadlines) for target in targets if target),
+            targets,
             policy,
             config.delivery or self.config.server.delivery,
             tuple(config.aliases),
@@ -181,6 +203,8 @@ class _Builder:
             budget=budget,
             fallbacks=tuple(config.fallback_models),
             longer=tuple(config.context_window_fallbacks),
+            primary=targets[:count] if count else targets,
+            reserves=targets[count:] if count else (),
         )
 
     def no_provider(self, name: str) -> str:

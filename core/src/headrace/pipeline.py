@@ -10,19 +10,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .choice import choose
-from .connection import ClientLeft, Connection
-from .delivery import Cut, comment, deliver, head
+from .connection import Connection
+from .delivery import comment, deliver
 from .errors import (
     Forbidden,
     GatewayError,
     InvalidRequest,
     PluginFault,
     Unauthenticated,
-    Unavailable,
     UpstreamTimeout,
 )
-from .exchange import ANONYMOUS, Attempt, Exchange, Headers, Outcome, Principal, Reply, Target
+from .exchange import ANONYMOUS, Attempt, Exchange, Outcome, Principal, Reply, Target
+from .failing import send_error, stopping
 from .offload import CLIENT_LEFT, Report, conclude, hand_over
+from .resume import can_go_on, continue_in, may_break, refused, resumed
 from .retries import Walk
 from .timelimit import Deadline
 from .verdict import PromptTooLong, check_length
@@ -30,6 +31,7 @@ from .verdict import PromptTooLong, check_length
 if TYPE_CHECKING:
     from .dialects import Peek
     from .gateway import Gateway
+    from .journal import Journal
     from .models import Model
 
 NO_DEADLINE: AbstractContextManager[None] = nullcontext()
@@ -142,11 +144,12 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
     walk = Walk(exchange, gateway)
     target = walk.first()
     while target is not None:
-        attempt = Attempt(exchange, len(exchange.attempts) + 1, target, gateway.providers[target.provider], walk.model)
-        exchange.attempts.append(attempt)
-        attempt.begin()
+        attempt = begin(walk, target, gateway)
         try:
-            return await send(attempt, gateway, connection)
+            reply = await send(attempt, gateway, connection)
+            if walk.asked_for.midstream == "error" or isinstance(reply, Report) or not may_break(exchange, reply):
+                return reply
+            return resumed(reply, partial(go_on, walk, gateway, connection))
         except PromptTooLong as error:
             await failed(attempt, gateway, error)
             target = walk.longer()
@@ -155,7 +158,35 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
         except GatewayError as error:
             await failed(attempt, gateway, error)
             target = await walk.another(attempt, error)
-    raise unsupported(exchange, walk.model)
+    raise walk.refused or unsupported(exchange, walk.model)
+
+
+def begin(walk: Walk, target: Target, gateway: Gateway) -> Attempt:
+    """The next try."""
+    exchange = walk.exchange
+    attempt = Attempt(exchange, len(exchange.attempts) + 1, target, gateway.providers[target.provider], walk.model)
+    exchange.attempts.append(attempt)
+    attempt.begin()
+    return attempt
+
+
+async def go_on(walk: Walk, gateway: Gateway, connection: Connection, journal: Journal, error: GatewayError) -> Reply:
+    """A stream broke: have another target go on with it. Raises GatewayError: nobody does."""
+    exchange = walk.exchange
+    walk.suits = partial(can_go_on, exchange, journal=journal)
+    while True:
+        broken = exchange.attempts[-1]
+        await failed(broken, gateway, error)
+        attempt = begin(walk, await walk.another(broken, error), gateway)
+        try:
+            reply = await send(attempt, gateway, connection, journal)
+        except GatewayError as again:
+            error = again
+            continue
+        if isinstance(reply, Reply) and may_break(exchange, reply):
+            logger.info("request %s: target %s goes on", exchange.id, attempt.target.name)
+            return reply
+        error = refused(reply)
 
 
 async def failed(attempt: Attempt, gateway: Gateway, error: GatewayError) -> None:
@@ -172,11 +203,15 @@ def unsupported(exchange: Exchange, model: Model) -> GatewayError:
     return InvalidRequest(message, param="model", code="unsupported_endpoint")
 
 
-async def send(attempt: Attempt, gateway: Gateway, connection: Connection) -> Reply | Report:
-    """One try: build, prepare, send, or let nginx send."""
+async def send(
+    attempt: Attempt, gateway: Gateway, connection: Connection, journal: Journal | None = None
+) -> Reply | Report:
+    """One try: build, prepare, send, or let nginx send. With a `journal`, to go on with what stands in it."""
     provider, exchange = attempt.provider, attempt.exchange
     try:
         attempt.request = provider.build(attempt)
+        if journal is not None:
+            continue_in(attempt.request, exchange, attempt.target, journal)
         attempt.built = attempt.request.body
         await gateway.hooks.prepare_attempt(attempt)
         choice = choose(attempt, gateway, connection)
@@ -206,7 +241,8 @@ async def tell(attempt: Attempt, gateway: Gateway, outcome: Outcome) -> None:
     outcome.attempts = attempt.number
     outcome.duration_seconds = time.perf_counter() - attempt.started
     first_byte = attempt.exchange.first_byte_at
-    outcome.ttft_seconds = first_byte - attempt.started if first_byte is not None else None
+    own = first_byte is not None and first_byte >= attempt.started  # not that of a stream it went on with
+    outcome.ttft_seconds = first_byte - attempt.started if own and first_byte is not None else None
     await gateway.hooks.on_attempt(attempt, outcome)
 
 
@@ -219,38 +255,6 @@ async def finish(exchange: Exchange, reply: Reply, gateway: Gateway, connection:
         await reply.aclose()
 
 
-async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway, connection: Connection) -> None:
-    """Answer with an error, in the words of the client's dialect, unless an answer has already begun."""
-    if isinstance(exception, ClientLeft):
-        return
-    error = await as_gateway_error(exchange, exception, gateway)
-    exchange.error = error
-    if connection.away:
-        return
-    if connection.status is not None:
-        if connection.events and not connection.ended:
-            await connection.end(b"\n\n" + exchange.endpoint.dialect.error_event(error))
-        return
-    body = exchange.endpoint.dialect.error_body(error)
-    headers = [
-        (name.lower().encode("ascii", "replace"), value.encode("latin-1", "replace"))
-        for name, value in error.headers.items()
-        if value.isprintable()
-    ]
-    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await connection.start(error.status, [*own, *head_of_error(exchange), *headers])
-    await connection.end(body)
-
-
-def head_of_error(exchange: Exchange) -> Headers:
-    """The headers every answer has; without those of plugins if one of them cannot be sent."""
-    try:
-        return head(exchange, [])
-    except PluginFault as fault:
-        logger.error("request %s: %s", exchange.id, fault.detail)
-        return head(exchange, [])
-
-
 def is_cancelled() -> bool:
     """Whether the current task is really being cancelled: a plugin may let another task's cancellation escape.
 
@@ -261,20 +265,6 @@ def is_cancelled() -> bool:
         return False
     task.uncancel()
     return True
-
-
-def stopping() -> GatewayError:
-    """What a request is told that the end of the gateway cuts short."""
-    return Unavailable("The gateway is stopping.", code="shutting_down", headers={"Retry-After": "2"})
-
-
-async def as_gateway_error(exchange: Exchange, exception: Exception, gateway: Gateway) -> GatewayError:
-    """Any exception as the error that is answered; faults of ours are logged with their reason."""
-    error = exception if isinstance(exception, GatewayError) else PluginFault("headrace", "pipeline", exception)
-    if isinstance(error, PluginFault | Cut):
-        trace = error.__cause__ if gateway.config.server.trace_errors else None
-        logger.error("request %s failed: %s", exchange.id, error.detail or error.message, exc_info=trace)
-    return await gateway.hooks.handle_error(exchange, error)
 
 
 async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
@@ -290,7 +280,9 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
         if attempt.reporting is not None:
             await attempt.reporting
         elif gateway.hooks.tells_of_attempts:
-            await tell(attempt, gateway, outcome_of(exchange, connection))
+            ended = outcome_of(exchange, connection)
+            ended.error = exchange.failure  # whatever the client was told of it
+            await tell(attempt, gateway, ended)
     await gateway.hooks.on_complete(exchange, outcome)
     exchange.may_comment(None)
     for attempt in exchange.attempts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, PluginFault, UpstreamTimeout
+from .errors import GatewayError, PluginFault, Unavailable, UpstreamTimeout
 
 if TYPE_CHECKING:
     from .exchange import Attempt, Exchange, Target
@@ -72,14 +72,21 @@ class _Failed(msgspec.Struct):
 class Walk:
     """The way of one request from target to target."""
 
-    __slots__ = ("_chain", "_exchange", "_failed", "_gateway", "_model", "_queue", "_rounds", "_too_long", "model")
+    __slots__ = (
+        *("_chain", "_failed", "_gateway", "_queue", "_rounds", "_too_long"),
+        *("asked_for", "exchange", "model", "refused", "suits"),
+    )
 
     def __init__(self, exchange: Exchange, gateway: Gateway) -> None:
         model = exchange.model
         assert model is not None
-        self._exchange, self._gateway, self._model = exchange, gateway, model
-        self.model = model
-        """Whose targets are being asked."""
+        self.exchange, self._gateway = exchange, gateway
+        self.asked_for = self.model = model
+        """The model that the client wants, and the one whose targets are being asked."""
+        self.refused: GatewayError | None = None
+        """Why a plugin has left out all targets of a model."""
+        self.suits: Callable[[Target], bool] | None = None
+        """Whether a target can be asked at all; None: all can."""
         self._failed: dict[str, _Failed] = {}
         self._rounds, self._too_long = 0, False
         self._chain: list[Model] = []
@@ -87,8 +94,12 @@ class Walk:
         model.budget.earn()
 
     def first(self) -> Target | None:
-        """The target to ask; None if no target of the model has this endpoint."""
-        return self._pull()
+        """The target to ask; None if no target of the model has this endpoint, or plugins have left out all."""
+        target = self._pull()
+        if target is None and self.refused is not None:
+            self._begin_round()
+            target = self._pull()
+        return target
 
     async def another(self, attempt: Attempt, error: GatewayError) -> Target:
         """The target to ask after one has failed; may wait until there is one.
@@ -105,9 +116,9 @@ class Walk:
         while target is None:
             await self._pause(error)
             target = self._pull()
-        if getattr(error, "reached", True) and not self._model.budget.spend():
+        if error.reached and not self.asked_for.budget.spend():
             logger.warning(
-                "request %s: not tried again: the retry budget of %r is spent", self._exchange.id, self.model.name
+                "request %s: not tried again: the retry budget of %r is spent", self.exchange.id, self.model.name
             )
             raise error
         return target
@@ -116,14 +127,16 @@ class Walk:
         """The target to ask when the prompt was too long for one; None if there is no larger model left."""
         if not self._too_long:
             self._too_long, self._queue = True, []
-            self._chain = self._models(self._model.longer)
+            self._chain = self._models(self.asked_for.longer)
         return self._pull()
 
     def _may_go_on(self, error: GatewayError) -> bool:
-        retry = self._model.retry
-        if len(self._exchange.attempts) >= retry.attempts:
+        retry = self.asked_for.retry
+        if len(self.exchange.attempts) >= retry.attempts:
             return False
-        return isinstance(error, PluginFault) or (error.retryable and _kind(error) in retry.on)
+        if isinstance(error, PluginFault):
+            return True
+        return error.retryable and (error.code not in OF_BACKENDS or _kind(error) in retry.on)
 
     def _note(self, target: Target, error: GatewayError) -> None:
         known = self._failed.setdefault(target.name, _Failed())
@@ -138,7 +151,7 @@ class Walk:
             while self._queue:
                 target = self._queue.pop()
                 provider = self._gateway.providers[target.provider]
-                if self._exchange.endpoint.name in provider.endpoints and self._may_ask(target, time.monotonic()):
+                if self.exchange.endpoint.name in provider.endpoints and self._may_ask(target, time.monotonic()):
                     return target
             if not self._chain:
                 return None
@@ -146,30 +159,35 @@ class Walk:
             self._queue = self._order(self.model)
 
     def _order(self, model: Model) -> list[Target]:
-        """A model's targets, the last to be asked first."""
-        return list(self._gateway.hooks.arrange(self._exchange, model.policy.order(self._exchange, model.targets)))[
-            ::-1
-        ]
+        """A model's targets, the last to be asked first; none if plugins have left out all of them."""
+        try:
+            ordered = self._gateway.hooks.arrange(self.exchange, model.ordered(self.exchange))
+        except Unavailable as error:
+            self.refused = self.refused or error
+            return []
+        return list(ordered)[::-1]
 
     def _begin_round(self) -> None:
         self._rounds += 1
-        self._chain = self._models(self._model.fallbacks)
+        self._chain = self._models(self.asked_for.fallbacks)
 
     def _models(self, names: tuple[str, ...]) -> list[Model]:
         """Those of them that the caller may use, the last to be asked first."""
-        who = self._exchange.principal
+        who = self.exchange.principal
         allowed = who.models if who is not None else None
         found = (self._gateway.models.find(name) for name in reversed(names))
         return [model for model in found if allowed is None or model.name in allowed]
 
     def _may_ask(self, target: Target, now: float) -> bool:
         known = self._failed.get(target.name)
+        if self.suits is not None and not self.suits(target):
+            return False
         if known is None:
             return True
         return self._once_more(known) and known.not_before <= now and known.times <= self._rounds - 1
 
     def _once_more(self, known: _Failed) -> bool:
-        retry = self._model.retry
+        retry = self.asked_for.retry
         return known.patience is not None and known.patience <= retry.max_retry_after and known.times < retry.rounds
 
     async def _pause(self, error: GatewayError) -> None:
@@ -177,7 +195,7 @@ class Walk:
         again = [known for known in self._failed.values() if self._once_more(known)]
         if not again or self._too_long:
             raise error
-        retry, now = self._model.retry, time.monotonic()
+        retry, now = self.asked_for.retry, time.monotonic()
         longest = min(retry.max_backoff, retry.backoff * 2 ** (self._rounds - 1))
         pause = random.uniform(0, longest)  # noqa: S311 (nothing secret: it keeps callers from coming back all at once)
         seconds = min(max(known.not_before - now, pause) for known in again)
@@ -185,18 +203,20 @@ class Walk:
             raise error
         await asyncio.sleep(seconds)
         self._begin_round()
-        self.model = self._model
-        self._queue = self._order(self._model)
+        self.model = self.asked_for
+        self._queue = self._order(self.asked_for)
 
     def _left(self) -> float:
         """Seconds until the answer's deadline."""
-        if self._model.total is None:
+        if self.asked_for.total is None:
             return math.inf
-        return self._exchange.started + self._model.total - time.perf_counter()
+        return self.exchange.started + self.asked_for.total - time.perf_counter()
 
 
 KINDS = frozenset(("unavailable", "upstream_timeout", "upstream_rate_limited", "upstream_auth"))
 """What `retry.on` calls errors; any other is an `upstream_error`."""
+OF_BACKENDS = KINDS | {"upstream_error", "stream_truncated"}
+"""Codes of errors that backends cause, not plugins."""
 
 
 def _kind(error: GatewayError) -> str:

@@ -186,9 +186,10 @@ class Decoder:
                 return self._struct(value, struct, path)
             if origin is dict:
                 return self._dict(value, typing.get_args(kind)[1], path)
-        if isinstance(value, list) and origin is list:
+        if isinstance(value, list) and (origin is list or typing.get_args(kind)[1:] == (...,)):
             item = typing.get_args(kind)[0]
-            return [self.decode(each, item, (*path, str(n))) for n, each in enumerate(value)]
+            found = [self.decode(each, item, (*path, str(n))) for n, each in enumerate(value)]
+            return found if origin is list else tuple(found)
         return self._leaf(value, kind, path)
 
     def _struct(self, value: dict[str, Any], struct: type[Any], path: tuple[str, ...]) -> Any:

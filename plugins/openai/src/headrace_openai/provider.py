@@ -31,6 +31,7 @@ class OpenAIProvider(OpenAIBackend):
             weight=config.weight,
             timeouts=config.timeouts,
             max_connections=config.max_connections,
+            prefill=config.prefill,
             stream_usage=config.stream_usage,
             verify=_verify(config.verify),
             proxy=_proxy(config.proxy),
