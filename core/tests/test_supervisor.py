@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from headrace.errors import HeadraceError
 from headrace.supervisor import Process, ProcessFailed, Supervisor
 
 PATIENCE = 30.0
@@ -30,7 +31,7 @@ def leave(number, frame):
     note("stopped")
     raise SystemExit
 """
-STEADY = "signal.signal(signal.SIGTERM, leave)\nsignal.signal(signal.SIGHUP, lambda *_: note('reloaded'))\n"
+STEADY = "signal.signal(signal.SIGTERM, leave)\n"
 TELL = "pathlib.Path(here, name).write_text(str(os.getpid()))\nnote('started')\n"
 SLEEP = "while True: time.sleep(60)\n"
 GRANDCHILD = """
@@ -80,9 +81,9 @@ def yard(tmp_path: Path) -> Yard:
 
 
 @contextlib.asynccontextmanager
-async def running(yard: Yard, *processes: Process) -> AsyncIterator[Supervisor]:
+async def running(yard: Yard, *processes: Process, on_hangup: Any = None) -> AsyncIterator[Supervisor]:
     """A supervisor that is ready; stopped at the end."""
-    supervisor = Supervisor(processes, yard.lines.append)
+    supervisor = Supervisor(processes, yard.lines.append, on_hangup)
     ready = asyncio.Event()
 
     async def on_ready() -> None:
@@ -257,12 +258,21 @@ async def test_a_process_whose_check_raises_after_a_restart_is_still_watched_and
     assert sorted(yard.log()[-2:]) == ["stopped core", "stopped engine"]
 
 
-async def test_hangup_reaches_the_processes_that_reload_and_no_other(yard: Yard) -> None:
-    processes = [yard.process("front", role="front", reload_signal=signal.SIGHUP), yard.process("engine")]
-    async with running(yard, *processes) as supervisor:
-        supervisor.reload()
-        await until(lambda: "reloaded front" in yard.log())
-    assert "reloaded engine" not in yard.log()
+async def test_each_hangup_is_worked_off_and_one_that_fails_is_told(yard: Yard) -> None:
+    worked: list[int] = []
+
+    async def work() -> None:
+        worked.append(1)
+        if len(worked) == 1:
+            raise HeadraceError("the file is wrong")
+
+    async with running(yard, yard.process("engine"), on_hangup=work) as supervisor:
+        supervisor.install_signals()
+        for _ in range(2):
+            before = len(worked)
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda before=before: len(worked) > before)  # type: ignore[misc]
+    assert yard.said("not reloaded: the file is wrong")
 
 
 # --- stop ---
@@ -334,6 +344,7 @@ async def test_a_failure_of_what_runs_when_ready_ends_every_process(yard: Yard) 
 MAIN = """
 import asyncio, sys
 from pathlib import Path
+from headrace.errors import HeadraceError
 from headrace.supervisor import Process, Supervisor
 
 here, code = sys.argv[1:]

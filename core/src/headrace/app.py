@@ -49,18 +49,25 @@ class App:
         if scope["type"] != "http":
             await self._starlette(scope, receive, send)
             return
+        gateway, path = self._gateway, scope["path"]
         scope["headrace.id"] = request_id(scope)
         scope["headrace.paths"] = self._endpoints
-        endpoint = self._endpoints.get(scope["path"])
+        endpoint = self._endpoints.get(path)
         connection = Connection(scope, receive, send)
-        if endpoint is None:
-            if scope["path"] != AGAIN_PATH or not await self._again(scope, receive, send):
-                await self._starlette(scope, receive, _with_id(send, scope["headrace.id"]))
-        elif scope["method"] != "POST":
-            await _refuse(_post_only(scope), endpoint, connection)
-        else:
-            exchange = Exchange(id=scope["headrace.id"], endpoint=endpoint, scope=scope)
-            await pipeline.answer(exchange, self._gateway, connection)
+        gateway.open_requests += 1
+        try:
+            if endpoint is None:
+                if path != AGAIN_PATH or not await self._again(scope, receive, send):
+                    await self._starlette(scope, receive, _with_id(send, scope["headrace.id"]))
+            elif scope["method"] != "POST":
+                await _refuse(_post_only(scope), endpoint, connection)
+            else:
+                exchange = Exchange(id=scope["headrace.id"], endpoint=endpoint, scope=scope)
+                await pipeline.answer(exchange, gateway, connection)
+        finally:
+            gateway.open_requests -= 1
+            if gateway.emptied is not None and not gateway.open_requests:
+                gateway.emptied.set()
 
     async def _again(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """nginx asks what to do next about a request. Whether it was nginx."""

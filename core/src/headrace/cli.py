@@ -159,7 +159,7 @@ def serve(context: click.Context, socket_only: bool, worker: int) -> None:
             if any(model.delivery == "offload" for model in gateway.models):
                 click.echo("headrace: warning: what comes here is delivered by the core: offload needs nginx", err=True)
 
-        server.run(gateway, sockets, say)
+        server.run(gateway, sockets, say, config_path(context))
 
 
 @main.command()
@@ -169,7 +169,7 @@ def up(context: click.Context, as_json: bool) -> None:
     """Run everything the configuration names: engines, core and nginx.
 
     Prints one line on stdout once everything answers: READY url=… key=… model=…
-    SIGINT and SIGTERM stop it all; SIGHUP reloads nginx.
+    SIGINT and SIGTERM stop it all; SIGHUP reloads the configuration.
     """
     import asyncio
 
@@ -178,6 +178,21 @@ def up(context: click.Context, as_json: bool) -> None:
     gateway = gateway_of(context)
     with _plain_errors():
         asyncio.run(everything.up(gateway, config_path(context), as_json=as_json))
+
+
+@main.command()
+@click.pass_context
+def reload(context: click.Context) -> None:
+    """Have the running gateway take over its configuration: new requests see it, those that are open end as they began.
+
+    A configuration that cannot be used is refused, and all goes on as before. What needs a restart is said.
+    """
+    import asyncio
+
+    from .reload import reload as have_reloaded
+
+    with _plain_errors():
+        asyncio.run(have_reloaded(config_path(context), click.echo))
 
 
 @main.command()

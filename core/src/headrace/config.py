@@ -135,8 +135,8 @@ class RetryConfig(Strict, frozen=True):
     max_retry_after: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 10.0
     """A backend that asks for more patience (`Retry-After`, in seconds) is not asked again."""
     budget: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.2
-    """Tries beyond the first, per request in the long run, in each worker: so that a fleet that struggles is not asked
-    ever more. Tries after a refused connection do not count: they have cost no backend anything."""
+    """Tries after the first round, per request in the long run, in each worker: so that a fleet that struggles is not
+    asked ever more. Tries after a refused connection do not count: they have cost no backend anything."""
     budget_floor: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     """So many such tries a second are always made."""
 

@@ -94,23 +94,33 @@ class Fleet:
 
     def __init__(self, folder: Path, worker: int, workers: int) -> None:
         self._folder, self._worker, self._workers = folder, worker, workers
+        self._names: list[str] = []
+        self._cells = memoryview(array("q"))
 
     def open(self, targets: Sequence[Target]) -> None:
         """Let these count together with those of the other workers. What this worker had counted before it died is
-        forgotten."""
+        forgotten. Called again when there are other targets."""
         if self._workers == 1 or not targets:
             return
-        names = sorted(target.name for target in targets)
-        digest = hashlib.sha256("\n".join((str(self._workers), *names)).encode()).hexdigest()[:12]
-        size = len(names) * self._workers * CELL
-        descriptor = os.open(self._folder / f"fleet-{digest}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        by_name = {f"{target.name} {target.socket or target.base_url}": target for target in targets}
+        if sorted(by_name) != self._names:
+            self._names = sorted(by_name)
+            self._cells = self._mapped()
+        for number, name in enumerate(self._names):
+            row = number * self._workers
+            own = row + self._worker
+            by_name[name].state.count_in(self._cells[row : row + self._workers], self._cells[own : own + 1])
+
+    def _mapped(self) -> memoryview:
+        """The memory for these backends; that for any others is not needed any more."""
+        digest = hashlib.sha256("\n".join((str(self._workers), *self._names)).encode()).hexdigest()[:12]
+        path, size = self._folder / f"fleet-{digest}", len(self._names) * self._workers * CELL
+        for other in self._folder.glob("fleet-*"):
+            if other != path:
+                other.unlink(missing_ok=True)  # who counts there goes on to do so
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, size)
-            shared = mmap.mmap(descriptor, size)
+            return memoryview(mmap.mmap(descriptor, size)).cast("q")
         finally:
             os.close(descriptor)
-        cells = memoryview(shared).cast("q")
-        rows = {name: number * self._workers for number, name in enumerate(names)}
-        for target in targets:
-            row, own = rows[target.name], rows[target.name] + self._worker
-            target.state.count_in(cells[row : row + self._workers], cells[own : own + 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -18,7 +19,6 @@ from .config import Config
 from .dialects import OPENAI_ENDPOINTS, Endpoint
 from .errors import ConfigError, HeadraceError, PluginError, Problem
 from .estimate import Estimator
-from .fleet import Fleet
 from .hooks import Hooks
 from .models import Model, Models, build_backend, build_models
 from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from .exchange import Target
+    from .foundation import Foundation
     from .health import HealthBoard
     from .ledger import Ledger
     from .limits import Wall
@@ -81,6 +82,7 @@ class Gateway:
         source: str = "configuration",
         plugins: Mapping[str, type[Any]] | None = None,
         earlier: Sequence[Problem] = (),
+        before: Gateway | None = None,
     ) -> None:
         """
         Args:
@@ -88,6 +90,7 @@ class Gateway:
             source: what problems are reported under, a file's name.
             plugins: classes to use for these names in place of what is installed: for tests.
             earlier: problems found before, to be raised along with those of the plugins.
+            before: the gateway in this process that this one is to take over from.
 
         Raises:
             ConfigError, PluginError: everything that is wrong, at once.
@@ -105,12 +108,17 @@ class Gateway:
         """What a server in front may refuse by itself: a plugin adds to them when it is made."""
         self.counts = False
         """Whether a plugin counts with `ledger`: it says so when it is made."""
-        self.worker = 0
+        self._before = before
+        self.worker: int = before.worker if before else 0
         """Which of `workers` this process is."""
-        self.workers = config.server.workers
+        self.workers: int = before.workers if before else config.server.workers
         """How many run: one without nginx, whatever is configured."""
         self.longest_admission = 0.0
         """Seconds that a request may wait in `admit`: a plugin that makes it wait says so when it is made."""
+        self.open_requests = 0
+        """How many are being answered."""
+        self.emptied: asyncio.Event | None = None
+        """Set when `open_requests` comes to nothing, once another gateway has taken over."""
         self.looking = False
         """Whether it runs for a command that only looks: a plugin then begins nothing by itself."""
         self.reply_changer = ""
@@ -134,14 +142,14 @@ class Gateway:
         self._assembled = False
 
     @classmethod
-    def from_file(cls, path: Path) -> Gateway:
+    def from_file(cls, path: Path, before: Gateway | None = None) -> Gateway:
         """The gateway that a configuration file describes, not yet assembled.
 
         Raises:
             ConfigError: everything that is wrong with the file and its plugins, at once.
         """
         config, problems = examine(read(path), source=str(path))
-        return cls(config, str(path), earlier=problems)
+        return cls(config, str(path), earlier=problems, before=before)
 
     def assemble(self) -> Gateway:
         """Let the plugins register what they bring, and put the models together. Does so once.
@@ -161,6 +169,8 @@ class Gateway:
         self.hooks.setup("register_dialects", self._register(self.endpoints, key="path"))
         self.hooks.setup("register_ledgers", self._register(self.ledgers))
         self.models = build_models(self.config, self.providers, self.policies, self.source)
+        if self._before is not None:
+            self.models.adopt(self._before.models)
         for hook in ("transform_reply", "wrap_stream"):
             for plugin in self.hooks.implementers(hook):
                 self.reply_changer = f"the plugin {plugin!r} changes replies ({hook})"
@@ -225,10 +235,14 @@ class Gateway:
 
         Open while the gateway runs, if a plugin has set `counts`.
         """
-        from .ledger.local import FILE, LocalLedger
+        return next(iter(self.ledgers.values()), self.foundation.ledger)
 
-        local = LocalLedger(self.state_dir / FILE, self.worker, self.workers)
-        return next(iter(self.ledgers.values()), local)
+    @cached_property
+    def foundation(self) -> Foundation:
+        """What this process has once; first used when it is known which worker it is."""
+        from .foundation import Foundation
+
+        return self._before.foundation if self._before is not None else Foundation(self)
 
     @property
     def runtime_dir(self) -> Path:
@@ -274,29 +288,32 @@ class Gateway:
         `looking`: for a command that only looks, while another process may run this gateway.
         """
         from .health import HealthBoard, ListsModels
-        from .reporting import Reporting
         from .upstream import Upstream
 
         self.make_dirs()
         self.looking = looking
-        if not looking:
-            Fleet(self.runtime_dir, self.worker, self.workers).open(self.models.targets)
         checks = {name: self.health_checks.get(name) or ListsModels(each) for name, each in self.providers.items()}
         self.health: HealthBoard = HealthBoard(self.config.health, checks)
         self.upstream: Upstream = Upstream()
-        self.reporting: Reporting = Reporting(self.runtime_dir, self.worker, self.config.server.report_timeout)
+        self.reporting: Reporting = self.foundation.reporting
+        self._before = None
         try:
-            self.reporting.open()
-            async with self._counting(looking), self.hooks.lifespan(self):
+            async with contextlib.AsyncExitStack() as stack:
+                if not looking:
+                    await stack.enter_async_context(self.foundation.used(self))
+                await stack.enter_async_context(self._counting(looking))
+                await stack.enter_async_context(self.hooks.lifespan(self))
                 yield
         finally:
-            self.reporting.close()
             await self.upstream.aclose()
 
     def _counting(self, looking: bool) -> AbstractAsyncContextManager[None]:
+        """What a plugin has registered is this gateway's alone."""
         if not self.counts:
             return contextlib.nullcontext()
-        return self.ledger.reading() if looking else self.ledger.running()
+        if looking:
+            return self.ledger.reading()
+        return contextlib.nullcontext() if self.ledger is self.foundation.ledger else self.ledger.running()
 
 
 def _check_listen(listen: str, source: str) -> Iterator[Problem]:

@@ -101,6 +101,18 @@ def processes(gateway: Gateway) -> Sequence[Process] | None:
     """Processes that belong beside the core: engines, a front server. `headrace up` supervises them."""
 
 
+@spec(Kind.EACH)
+def check_reload(gateway: Gateway) -> None:
+    """A running gateway is about to be reloaded; `gateway` is what its configuration says now, assembled and not at
+    work. Raise `HeadraceError` if processes of the plugin's own, an nginx for instance, could not go along with it:
+    then all stays as it was."""
+
+
+@spec(Kind.EACH)
+def reload(gateway: Gateway) -> None:
+    """The core has taken over a new configuration: have processes of the plugin's own do so, too."""
+
+
 @spec(Kind.COLLECT)
 def announce(gateway: Gateway) -> Mapping[str, str] | None:
     """What `headrace up` tells once everything answers. The first plugin to say a field wins.

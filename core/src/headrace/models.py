@@ -73,6 +73,14 @@ class Models:
         configured = {target.name: target for model in self._models for target in model.targets}
         return tuple({**self.spare, **configured}.values())
 
+    def adopt(self, before: Models) -> None:
+        """Go on with what is known of the backends that there were already: how busy they are, how well."""
+        known = {_place(target): target.state for target in before.targets}
+        for target in (*self.spare.values(), *(target for model in self for target in model.targets)):
+            state = known.get(_place(target))
+            if state is not None:
+                msgspec.structs.force_setattr(target, "state", state)
+
     def discover(self, model: Model) -> bool:
         """From now on clients may ask for this one as well, or for what it has become; without targets: no longer.
 
@@ -145,6 +153,11 @@ def _distinct(used: Iterable[str | BackendConfig]) -> list[str | BackendConfig]:
         if each not in kept:
             kept.append(each)
     return kept
+
+
+def _place(target: Target) -> tuple[str, str, str]:
+    """Which backend it is, whatever has changed in how it is asked."""
+    return target.name, target.provider, target.socket or target.base_url
 
 
 def _shown(name: str) -> str:

@@ -60,7 +60,8 @@ class Protocol(asyncio.Protocol):
         self.write_paused = False
         """Whether the client has much to read before more is sent: `writable` tells when it has."""
         self.writable = asyncio.Event()
-        self._app = config.loaded_app
+        self._config = config
+        """Has the application, which may be replaced."""
         self._server = server_state
         self._app_state = app_state
         self._keep_alive_seconds = config.timeout_keep_alive
@@ -210,7 +211,7 @@ class Protocol(asyncio.Protocol):
     def _start(self, cycle: Cycle, scope: Any) -> None:
         self._cycle = cycle
         tasks = self._server.tasks
-        task = self.loop.create_task(cycle.run(self._app, scope))
+        task = self.loop.create_task(cycle.run(self._config.loaded_app, scope))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

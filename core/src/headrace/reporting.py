@@ -61,6 +61,7 @@ class Reporting:
     """One per gateway; made without I/O, opened by `open`.
 
     Attributes:
+        timeout: seconds after which a report is overdue.
         lost: requests whose report never came.
         unknown: reports of requests that nobody here waits for.
     """
@@ -68,7 +69,7 @@ class Reporting:
     def __init__(self, runtime_dir: Path, worker: int, timeout: float) -> None:
         self._front_file = runtime_dir / wire.FRONT_FILE
         self._worker = worker
-        self._timeout = timeout
+        self.timeout = timeout
         self._front: wire.Front | None = None
         self._seats: dict[bytes, Seat] = {}
         self._pending: dict[str, Pending] = {}
@@ -139,7 +140,7 @@ class Reporting:
 
     def expect(self, exchange: Exchange, key: str, target: Target, pid: int) -> Pending:
         """From now on a report may come."""
-        seconds = self._timeout
+        seconds = self.timeout
         if not exchange.streaming:
             limits = target.timeouts
             seconds = min(seconds, limits.connect + limits.first_byte + limits.idle + MARGIN_SECONDS)

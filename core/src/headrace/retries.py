@@ -62,6 +62,7 @@ class RetryBudget:
 class _Failed(msgspec.Struct):
     """What is remembered of a target that has failed."""
 
+    target: Target
     times: int = 0
     not_before: float = 0.0
     """By `time.monotonic()`."""
@@ -116,7 +117,7 @@ class Walk:
         while target is None:
             await self._pause(error)
             target = self._pull()
-        if error.reached and not self.asked_for.budget.spend():
+        if self._rounds > 1 and error.reached and not self.asked_for.budget.spend():
             logger.warning(
                 "request %s: not tried again: the retry budget of %r is spent", self.exchange.id, self.model.name
             )
@@ -139,7 +140,7 @@ class Walk:
         return error.retryable and (error.code not in OF_BACKENDS or _kind(error) in retry.on)
 
     def _note(self, target: Target, error: GatewayError) -> None:
-        known = self._failed.setdefault(target.name, _Failed())
+        known = self._failed.setdefault(target.name, _Failed(target))
         known.times += 1
         known.patience = _patience(error)
         if known.patience is not None:
@@ -180,14 +181,14 @@ class Walk:
 
     def _may_ask(self, target: Target, now: float) -> bool:
         known = self._failed.get(target.name)
-        if self.suits is not None and not self.suits(target):
-            return False
         if known is None:
-            return True
+            return self.suits is None or self.suits(target)
         return self._once_more(known) and known.not_before <= now and known.times <= self._rounds - 1
 
     def _once_more(self, known: _Failed) -> bool:
         retry = self.asked_for.retry
+        if self.suits is not None and not self.suits(known.target):
+            return False
         return known.patience is not None and known.patience <= retry.max_retry_after and known.times < retry.rounds
 
     async def _pause(self, error: GatewayError) -> None:

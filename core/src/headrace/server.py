@@ -7,7 +7,8 @@ import contextlib
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from .gateway import Gateway
 from .hooks import NOTIFY_SECONDS
 from .protocol import protocol_for
 from .sockets import bind, bind_unix, held, raise_file_limit
+from .tenure import Tenures
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than nginx keeps its connections to us (60 s), so that it never sends into one that we are closing."""
@@ -28,15 +30,22 @@ GARBAGE_AT = 10_000
 
 
 async def serve(
-    gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None] = lambda: None
+    gateway: Gateway,
+    sockets: Sequence[socket.socket],
+    on_listening: Callable[[], None] = lambda: None,
+    path: Path | None = None,
 ) -> None:
-    """Run the gateway on bound sockets until SIGINT or SIGTERM, then let open requests finish.
+    """Run the gateway on bound sockets until SIGINT or SIGTERM, then let open requests finish. SIGHUP has `path`, its
+    configuration, read again.
 
     Raises:
         PluginError: a plugin's lifespan failed.
     """
-    async with gateway.running():
-        await make_server(gateway, on_listening).serve(sockets=list(sockets))
+    server = make_server(gateway, on_listening)
+    tenures = Tenures(gateway, path, server.config)
+    async with tenures.running():
+        server.on_hangup = tenures.reload
+        await server.serve(sockets=list(sockets))
 
 
 class Server(uvicorn.Server):
@@ -49,17 +58,28 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._on_listening = on_listening
         self._told_to_stop = asyncio.Event()
+        self.on_hangup: Callable[[], Coroutine[Any, Any, Any]] | None = None
+        """What SIGHUP begins."""
+        self._hangups: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGHUP, self.handle_hangup)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    def handle_hangup(self) -> None:
+        """Begin what a hangup begins; it goes on beside the requests."""
+        if self.on_hangup is not None and not self.should_exit:
+            task = asyncio.create_task(self.on_hangup(), name="headrace-reload")
+            self._hangups.add(task)
+            task.add_done_callback(self._hangups.discard)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -133,13 +153,13 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
         yield sockets
 
 
-def run(gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None]) -> None:
+def run(gateway: Gateway, sockets: Sequence[socket.socket], on_listening: Callable[[], None], path: Path) -> None:
     """Serve until told to stop, in an event loop of its own. Raises PluginError."""
     raise_file_limit()
     gc.freeze()  # what is there now stays: nobody need look through it again
     gc.set_threshold(GARBAGE_AT)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(gateway, sockets, on_listening))
+        runner.run(serve(gateway, sockets, on_listening, path))
 
 
 def loop_factory() -> Any:

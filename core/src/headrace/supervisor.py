@@ -32,8 +32,6 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout: float = 15.0
     """Seconds from the stop signal to SIGKILL."""
-    reload_signal: signal.Signals | None = None
-    """Passed on when the supervisor gets SIGHUP; None ignores it."""
     essential: bool = True
     """Whether everything stops when it cannot be started at all."""
 
@@ -52,7 +50,16 @@ POLL_SECONDS = 0.05
 class Supervisor:
     """Runs processes until `stop` is set. `say` gets one line of progress at a time."""
 
-    def __init__(self, processes: Sequence[Process], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        processes: Sequence[Process],
+        say: Callable[[str], None],
+        on_hangup: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """`on_hangup` is run for each SIGHUP, one after the other."""
+        self._on_hangup = on_hangup
+        self._hangups: asyncio.Task[None] | None = None
+        self._hung_up = asyncio.Event()
         self._wards = [_Ward(process, say) for role in ROLES for process in processes if process.role == role]
         self._say = say
         self.stop = asyncio.Event()
@@ -69,14 +76,17 @@ class Supervisor:
             await self._unless_stopped(on_ready())
             await self.stop.wait()
         finally:
+            if self._hangups is not None:
+                self._hangups.cancel()
+                await asyncio.wait((self._hangups,))
             await self._end()
 
     def install_signals(self) -> None:
-        """SIGINT and SIGTERM stop; SIGHUP is passed on to processes that reload."""
+        """SIGINT and SIGTERM stop; SIGHUP reloads."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
     def _on_stop_signal(self) -> None:
         """The first signal stops in good order, a second one at once."""
@@ -87,9 +97,20 @@ class Supervisor:
         for ward in self._wards:
             ward.kill()
 
-    def reload(self) -> None:
-        for ward in self._wards:
-            ward.reload()
+    def _hang_up(self) -> None:
+        """Several signals while one is worked off count as one more."""
+        self._hung_up.set()
+        if self._hangups is None and self._on_hangup is not None:
+            self._hangups = asyncio.create_task(self._work_off_hangups(self._on_hangup))
+
+    async def _work_off_hangups(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while not self.stop.is_set():
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            try:
+                await work()
+            except Exception as error:
+                self._say(f"not reloaded: {error}")
 
     async def _start(self, role: str) -> None:
         async with asyncio.TaskGroup() as group:
@@ -159,10 +180,6 @@ class _Ward:
             self._say(f"{error}; going on without it")
             return
         self._watch = asyncio.create_task(self._keep_alive())
-
-    def reload(self) -> None:
-        if self.process.reload_signal is not None:
-            self._signal(self.process.reload_signal)
 
     async def end(self) -> None:
         self._ending = True

@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from .gateway import Gateway
+from .reload import reload
 from .sockets import bind, held
 from .supervisor import Process, Supervisor
 
@@ -49,7 +50,7 @@ async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
     front = any(process.role == "front" for process in beside)
     if not front:
         bind(gateway.config.server.listen).close()  # a taken port is told of before engines start
-    supervisor = Supervisor([*beside, *core_processes(gateway, path, front=front)], say)
+    supervisor = Supervisor([*beside, *core_processes(gateway, path, front=front)], say, lambda: reload(path, say))
     supervisor.install_signals()
 
     async def on_ready() -> None:

@@ -48,6 +48,14 @@ class Plugin:
         return self.service.processes()
 
     @hookimpl
+    def check_reload(self) -> None:
+        self.service.check_reload()
+
+    @hookimpl
+    def reload(self) -> None:
+        self.service.take_over()
+
+    @hookimpl
     def announce(self, gateway: Gateway) -> Mapping[str, str]:
         return self.service.announce()
 

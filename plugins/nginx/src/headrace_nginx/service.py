@@ -121,7 +121,6 @@ class Service:
             ready=self.ready(),
             stop_signal=signal.SIGQUIT,
             stop_timeout=grace + 3 * keeper.STOP_SECONDS,
-            reload_signal=signal.SIGHUP,
         )
 
     def argv(self, nginx: Nginx) -> Sequence[str]:
@@ -270,6 +269,24 @@ class Service:
         except OSError as error:
             raise HeadraceError(f"nginx (process {pid}) cannot be signalled: {error.strerror}") from error
         return pid
+
+    def check_reload(self) -> None:
+        """Whether the running nginx could take over the new configuration. Raises HeadraceError: it could not."""
+        if self._pid() is not None:
+            self._check_listens()
+            self.check()
+
+    def take_over(self) -> None:
+        """Have the running nginx, if there is one, take over what has changed for it. Raises HeadraceError."""
+        if self._pid() is None:
+            return
+        before = self._written()
+        self.install()
+        if self._written() != before:
+            os.kill(self._running_pid(), signal.SIGHUP)
+
+    def _written(self) -> tuple[str, front.Front | None]:
+        return self.layout.config_file.read_text("utf-8"), front.read(self._front_file)
 
     def _check_listens(self) -> None:
         """Refuse to move a running nginx to another address: clients would lose it, and nobody asked for that.

@@ -1,0 +1,81 @@
+"""Having a running gateway take over its configuration anew: `headrace reload`, and SIGHUP to `headrace up`.
+
+The core comes first, worker by worker, then what stands in front of it: nothing is asked of the core that it does not
+know yet. What cannot be used is found before anything has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from .errors import HeadraceError
+from .gateway import Gateway
+from .tenure import Told, told_file
+
+WAIT_SECONDS = 60.0
+"""For one worker to take over: its plugins may have to connect to something."""
+POLL_SECONDS = 0.01
+
+
+async def reload(path: Path, say: Callable[[str], None]) -> None:
+    """Have the processes of the gateway that a file configures take over what it says now.
+
+    Raises:
+        ConfigError, PluginError: it cannot be used; all goes on as before.
+        HeadraceError: no gateway runs here, or a worker refuses: which, and what has changed already.
+    """
+    gateway = await asyncio.to_thread(lambda: Gateway.from_file(path).assemble())
+    running = _running(gateway)
+    if not running:
+        raise HeadraceError(f"no gateway runs in {gateway.state_dir}: start one with headrace up")
+    await asyncio.to_thread(gateway.hooks.setup, "check_reload", gateway)
+    for count, (worker, pid) in enumerate(running.items()):
+        told = await _have_reloaded(gateway, worker, pid)
+        if not told.ok:
+            after = f" ({count} of {len(running)} workers had taken it over already)" if count else ""
+            raise HeadraceError("\n".join((f"worker {worker} refuses the configuration{after}:", *told.problems)))
+    await asyncio.to_thread(gateway.hooks.setup, "reload", gateway)
+    say(f"{path}: taken over by {len(running)} process{'es' * (len(running) != 1)}")
+
+
+def _running(gateway: Gateway) -> dict[int, int]:
+    """The process id of each worker that runs, by its number."""
+    found = {}
+    for worker in range(gateway.config.server.workers):
+        try:
+            told = read(told_file(gateway.runtime_dir, worker))
+            os.kill(told.pid, 0)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        found[worker] = told.pid
+    return found
+
+
+def read(path: Path) -> Told:
+    """What a worker has said last. Raises OSError, msgspec.MsgspecError."""
+    return msgspec.json.decode(path.read_bytes(), type=Told)
+
+
+async def _have_reloaded(gateway: Gateway, worker: int, pid: int) -> Told:
+    """Signal one worker and wait for what it says. Raises HeadraceError."""
+    path = told_file(gateway.runtime_dir, worker)
+    try:
+        before = read(path).number
+        os.kill(pid, signal.SIGHUP)
+        until = time.monotonic() + WAIT_SECONDS
+        while (told := read(path)).number == before:
+            if time.monotonic() > until:
+                raise HeadraceError(
+                    f"worker {worker} (process {pid}) did not say within {WAIT_SECONDS:g} s how it went"
+                )
+            await asyncio.sleep(POLL_SECONDS)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise HeadraceError(f"worker {worker} (process {pid}) ended meanwhile: {error}") from error
+    return told
