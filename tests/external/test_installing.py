@@ -8,7 +8,22 @@ from typing import Any
 
 LIMIT_MEGABYTES = 40
 LIMIT_SECONDS = 0.3
-PLUGINS = ("openai", "embedded", "nginx", "keys", "logs", "cors", "playground", "ratelimit", "budget", "queue")
+PLUGINS = (
+    "openai",
+    "embedded",
+    "nginx",
+    "keys",
+    "logs",
+    "cors",
+    "playground",
+    "ratelimit",
+    "budget",
+    "queue",
+    "routing",
+    "prefix",
+    "health",
+    "breaker",
+)
 
 
 def test_the_core_and_all_it_needs_are_small(bare_megabytes: float) -> None:

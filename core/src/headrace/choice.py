@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import msgspec
 from . import front as wire
 from .delivery import check_header
 from .dialects import OPENAI
-from .estimate import asked_tokens
+from .estimate import asked_tokens, choices
 from .exchange import Attempt, DeliveryName, Exchange, Headers, Target
 from .front import Front, lane_of
 from .offload import Handover
@@ -152,11 +153,18 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
     if exchange.response_headers or len(exchange.attempts) > 1:  # nginx still knows what was told at the last try
         told.append(_MORE)
     if watch:
-        told.append((wire.WATCH, watch))
+        told.append((wire.WATCH, watch + _patience(attempt)))
     if request.edits:
         told.append((wire.EDITS, msgspec.json.encode(request.edits)))
     told.append((wire.REDIRECT, way.location + (b"_edited" if request.edits else b"_watched" if watch else b"")))
     return told
+
+
+def _patience(attempt: Attempt) -> bytes:
+    """How many answers a stream has, and for how many milliseconds it may be silent."""
+    if not attempt.exchange.streaming:
+        return b""
+    return b" %d %d" % (choices(attempt.exchange), math.ceil(attempt.target.timeouts.idle * 1000))
 
 
 class _Way(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from .errors import GatewayError, Unavailable
 from .estimate import answer_tokens
 from .exchange import Attempt, Exchange, Headers, header
 from .verdict import Failure, as_error
+from .vetting import FAILED, MALFORMED
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 CLIENT_LEFT = 499
 """nginx's number for a client that left before an answer."""
+
+
+WHY = {"failed": FAILED, "malformed": MALFORMED}
+"""What a stream ended with that nginx ended."""
 
 
 class Watched(msgspec.Struct):
@@ -38,6 +43,10 @@ class Watched(msgspec.Struct):
     """Whether the backend broke off."""
     unfinished: bool = False
     """Whether a stream ended before it had said all: so was the client told, too."""
+    finished: bool = False
+    """Whether all was said when the backend broke off or fell silent: what is missing is its farewell."""
+    why: str = ""
+    """What ended a stream that nginx itself ended: `failed` (an error event), `malformed`."""
     whole: bool = True
     """Whether it was watched to its end: not if it had too many pieces."""
     first: float = 0.0
@@ -141,11 +150,13 @@ def conclude(exchange: Exchange, report: Report, connection: Connection) -> None
     exchange.status = None if report.status == CLIENT_LEFT else connection.status
     for seen in report.watched:
         _look_at(seen, report, exchange, connection)
-    broken = report.broken or not http or any(seen.cut for seen in report.watched)
+    well = any(seen.finished for seen in report.watched)
+    broken = not http or (not well and (report.broken or any(seen.cut for seen in report.watched)))
     cut = broken or any(seen.unfinished for seen in report.watched)
     exchange.close_taps(report.completed and not cut)
     if cut:
-        raise Cut(f"The answer is incomplete. {BROKEN if broken else UNFINISHED}")
+        why = next((seen.why for seen in report.watched), "")
+        raise Cut(f"The answer is incomplete. {BROKEN if broken else WHY.get(why, UNFINISHED)}")
     if not report.completed:
         connection.left = True
         raise ClientLeft

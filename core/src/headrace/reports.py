@@ -137,6 +137,9 @@ def show_explanation(report: Mapping[str, Any]) -> None:
         socket = f" over {target['socket']}" if target.get("socket") else ""
         where = target.get("skipped") or f"{target['url']}{socket} as {target['model']!r}"
         click.echo(f"target {number}    {target['name']} ({target['provider']}): {where}")
+        odd = target["condition"] if target["condition"] in ("down", "starting") else ""
+        if words := ", ".join(filter(None, (odd, target.get("why", "")))):
+            click.echo(f"            {words}")
     if "delivery" in report:
         click.echo(f"delivery    {report['delivery']['name']}: {report['delivery']['reason']}")
     for hook, names in report["plugins"].items():

@@ -107,6 +107,7 @@ class Vetting:
 
 
 FAILED = "The backend failed before the answer was complete."
+MALFORMED = "The backend sent an event that cannot be read."
 
 
 class BadEvent(UpstreamError):
@@ -115,7 +116,7 @@ class BadEvent(UpstreamError):
 
 def malformed(data: bytes) -> BadEvent:
     """An event that cannot be read."""
-    return BadEvent("The backend sent an event that cannot be read.", detail="no JSON", evidence=_words(data))
+    return BadEvent(MALFORMED, detail="no JSON", evidence=_words(data))
 
 
 def _words(data: bytes) -> str:
