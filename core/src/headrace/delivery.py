@@ -136,8 +136,14 @@ async def _pump(
         async for chunk in stream:
             if exchange.first_byte_at is None:
                 exchange.first_byte_at = time.perf_counter()
-            if look is not None and not (chunk := look(chunk)):
-                continue
+            try:
+                if look is not None and not (chunk := look(chunk)):
+                    continue
+            except BadEvent as error:
+                if error.before:
+                    add(error.before)
+                    await connection.send(error.before)
+                raise
             add(chunk)
             passed += chunk.count(b"data:")
             if send_now(chunk):

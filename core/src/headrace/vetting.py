@@ -71,9 +71,13 @@ class Vetting:
         start = 0
         for end in _EVENT_END.finditer(data):
             event = parse_event(_LINE_END.sub(b"\n", data[start : end.start()]))
-            start = end.end()
             if event is not None and event.data and event.data.strip() != b"[DONE]":
-                self._event(event.data)
+                try:
+                    self._event(event.data)
+                except BadEvent as error:
+                    error.before = data[:start]
+                    raise
+            start = end.end()
         if len(data) - start > MOST_HELD:
             start = len(data)
         self._rest = data[start:]
@@ -111,7 +115,13 @@ MALFORMED = "The backend sent an event that cannot be read."
 
 
 class BadEvent(UpstreamError):
-    """A stream has an event that is no part of an answer."""
+    """A stream has an event that is no part of an answer.
+
+    Attributes:
+        before: good events that came along with it.
+    """
+
+    before = b""
 
 
 def malformed(data: bytes) -> BadEvent:
