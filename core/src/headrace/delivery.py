@@ -93,8 +93,12 @@ async def _send_stream(
         await connection.start(reply.status, head(exchange, reply.headers))
     try:
         await _pump(exchange, stream, tail, connection, vetting, getattr(reply.stream, "hurry", None))
+        rest = vetting.rest() if vetting is not None else b""
+        tail.add(rest)
         if event_stream and not dialect.is_complete(bytes(tail)):
             raise UpstreamError(UNFINISHED)
+        if rest:
+            await connection.send(rest)
     except Exception as error:
         if _only_the_farewell_is_missing(vetting, error):
             await connection.end()  # all was said; what broke is the farewell
@@ -153,9 +157,6 @@ async def _pump(
             if hurry is not None and vetting is not None and vetting.finished:
                 hurry()
                 hurry = None
-        if vetting is not None and (rest := vetting.rest()):
-            add(rest)
-            await connection.send(rest)
     finally:
         connection.bytes_sent += sent
         exchange.events = passed

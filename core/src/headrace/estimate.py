@@ -17,6 +17,7 @@ from .providers import CountsPrompts
 from .weighing import BYTES_PER_TOKEN, PICTURE_TOKENS
 
 if TYPE_CHECKING:
+    from .dialects import Peek
     from .exchange import Exchange, Usage
     from .gateway import Gateway
 
@@ -52,8 +53,12 @@ class Estimator:
         """Tokens of the prompt: as counted, or a tenth more than this caller's average for the model says."""
         if exchange.prompt_tokens is not None:
             return exchange.prompt_tokens
-        rate = self._tokens_per_byte.get(_who(exchange), 1 / BYTES_PER_TOKEN)
-        return math.ceil((exchange.text_bytes * rate + exchange.pictures * PICTURE_TOKENS) * MARGIN)
+        found = exchange.prompt_estimate
+        if found is None:
+            rate = self._tokens_per_byte.get(_who(exchange), 1 / BYTES_PER_TOKEN)
+            text, pictures = exchange.measure
+            found = exchange.prompt_estimate = math.ceil((text * rate + pictures * PICTURE_TOKENS) * MARGIN)
+        return found
 
     async def count(self, exchange: Exchange, gateway: Gateway) -> None:
         """Have the prompt counted by the model's first backend, if it can do so within COUNT_SECONDS."""
@@ -77,6 +82,7 @@ class Estimator:
     def learn(self, exchange: Exchange, usage: Usage) -> None:
         """The backend has counted: the caller's next estimate for its model is the better for it. What others send is
         of no matter: nobody can make their requests look dear."""
+        exchange.prompt_estimate = None
         size = exchange.text_bytes
         if usage.estimated or not usage.prompt_tokens or not size or exchange.pictures:
             return
@@ -91,13 +97,24 @@ def answer_tokens(exchange: Exchange, default: int) -> int:
     """Tokens of the answer at most, of all answers that are asked for; `default` if the request sets no limit."""
     if exchange.endpoint.name == "embeddings":
         return 0
-    return (asked_tokens(exchange) or default) * choices(exchange)
+    asked, answers = demand(exchange)
+    return (asked or default) * answers
+
+
+def demand(exchange: Exchange) -> tuple[int, int]:
+    """How long an answer may be, and how many of them are asked for. Paid for each request, once."""
+    found = exchange.demand
+    if found is None:
+        peek = exchange.peek
+        one, other = getattr(peek, "max_completion_tokens", None) or 0, getattr(peek, "max_tokens", None) or 0
+        most = one if one > other else other
+        found = exchange.demand = most if most > 0 else 0, _answers(peek)
+    return found
 
 
 def asked_tokens(exchange: Exchange) -> int:
     """`max_tokens` of the request, by either of its names; 0 if it sets no limit."""
-    peek = exchange.peek
-    return max(getattr(peek, "max_completion_tokens", None) or 0, getattr(peek, "max_tokens", None) or 0, 0)
+    return demand(exchange)[0]
 
 
 KNOWN = frozenset(("max_tokens", "max_completion_tokens", "n", "best_of", "model"))
@@ -124,7 +141,10 @@ def check_fields(exchange: Exchange) -> None:
 
 def choices(exchange: Exchange) -> int:
     """How many answers are asked for: `n`, or `best_of`, to each prompt."""
-    peek = exchange.peek
+    return demand(exchange)[1]
+
+
+def _answers(peek: Peek | None) -> int:
     n, best_of = getattr(peek, "n", ONE), getattr(peek, "best_of", ONE)
     each = 1 if n is ONE and best_of is ONE else max(_count(n), _count(best_of))
     prompt = getattr(peek, "prompt", None)
@@ -155,7 +175,8 @@ def spent(exchange: Exchange, reserved: int) -> int:
         return 0
     usage, failed = exchange.usage, exchange.attempts[-1].reporting is not None
     if usage is not None and not (usage.estimated and failed):  # such an estimate knows nothing of the answer
-        return max(0, usage.prompt_tokens) + max(0, usage.completion_tokens)  # whoever has read them
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        return (prompt if prompt > 0 else 0) + (answer if answer > 0 else 0)  # whoever has read them
     if usage is not None:
         return reserved
     return 0 if failed or (exchange.status or 0) >= 400 else reserved

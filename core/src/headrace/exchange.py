@@ -295,6 +295,10 @@ class Exchange:
         self.events = 0
         """How many pieces of a stream have passed: what its tokens are estimated by if it is cut."""
         self.usage: Usage | None = None
+        self.demand: tuple[int, int] | None = None
+        """What `headrace.estimate.demand` has found."""
+        self.prompt_estimate: int | None = None
+        """What `headrace.estimate.Estimator.prompt` has found."""
         self._comment: Callable[[bytes], Awaitable[None]] | None = None
         self._measure: tuple[int, int] | None = None
         self._by_name: dict[bytes, bytes] | None = None
@@ -355,14 +359,16 @@ class Exchange:
     @property
     def text_bytes(self) -> int:
         """The body's length without the pictures and sounds in it."""
-        return self._measured()[0]
+        return self.measure[0]
 
     @property
     def pictures(self) -> int:
         """How many pictures and sounds the prompt has, in it or by their address."""
-        return self._measured()[1]
+        return self.measure[1]
 
-    def _measured(self) -> tuple[int, int]:
+    @property
+    def measure(self) -> tuple[int, int]:
+        """`text_bytes` and `pictures`."""
         if self._measure is None:
             self._measure = measured(self.body)
         return self._measure
@@ -378,7 +384,7 @@ class Exchange:
         """Set top-level fields of the body (None removes one); every other field keeps its bytes."""
         self.body = merge_fields(self.fields, changes)
         self.body_changed = True
-        self._fields = self._measure = None
+        self._fields = self._measure = self.demand = self.prompt_estimate = None
         self.peek = self.endpoint.read(self.body)
 
 

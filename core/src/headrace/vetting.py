@@ -33,7 +33,7 @@ class _Chunk(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
-_decode_any = msgspec.json.Decoder(msgspec.Raw).decode
+_decode_any = msgspec.json.Decoder().decode
 
 
 class Vetting:
@@ -84,16 +84,21 @@ class Vetting:
         return data[:start]
 
     def rest(self) -> bytes:
-        """What was held back, of a stream that has ended well."""
+        """What was held back, of a stream that has ended: an event, if nothing but its end is missing."""
         rest, self._rest = self._rest, b""
+        try:
+            event = parse_event(_LINE_END.sub(b"\n", rest))
+            if event is not None and event.data.strip() not in (b"", b"[DONE]"):
+                self._event(event.data)
+        except BadEvent:
+            return b""
         return rest
 
     def _event(self, data: bytes) -> None:
         try:
             found = _decode(data)
-        except msgspec.ValidationError:
-            self._check_json(data)  # it says something else than we know of
-            return
+        except msgspec.ValidationError:  # it says something else than we know of
+            found = self._read_any(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise malformed(data) from error
         if found.error is not _NOTHING and bytes(found.error) != b"null":
@@ -103,11 +108,14 @@ class Vetting:
                 self._ended.add(choice.index)
                 self.finished = len(self._ended) >= self._answers
 
-    def _check_json(self, data: bytes) -> None:
+    def _read_any(self, data: bytes) -> _Chunk:
+        """Whether at least it tells of an error."""
         try:
-            _decode_any(data)
+            said = _decode_any(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise malformed(data) from error
+        told = said.get("error") if isinstance(said, dict) else None
+        return _Chunk(error=_NOTHING if told is None else msgspec.Raw(b"{}"))
 
 
 FAILED = "The backend failed before the answer was complete."

@@ -50,47 +50,38 @@ class Alone:
         Raises:
             lmdb.Error: it cannot be written; nothing was taken.
         """
-        kept, found, places, used, lasting = self._cells, [], [], [], False
+        kept, names, found, places, used, lasting = self._cells, [], [], [], [], False
         for limit, amount in zip(limits, amounts, strict=True):
-            cell = kept.get(limit.name)
+            name = limit.name
+            cell = kept.get(name)
             if cell is None or (limit.kind == "window" and cell[1] != int(now * SLOTS / limit.seconds)):
                 cell = self.cell(limit, now)
             if cell[0] + amount > limit.most:
                 return None
+            names.append(name)
             found.append(cell)
         for limit, cell, amount in zip(limits, found, amounts, strict=True):
+            kind, place = limit.kind, 0
             cell[0] += amount
-            place = 0
-            if limit.kind == "window":
+            used.append(cell[0])
+            if kind == "window":
                 place = cell[1]
                 cell[HEAD + place % RING] += amount
-            elif limit.kind == "sum":
+            elif kind == "sum":
                 lasting = True
             else:
                 cell[1] += amount
                 place = amount
             places.append(place)
-            used.append(cell[0])
-        names = [limit.name for limit in limits]
         self._note(names)
         if lasting:
-            self._write_or_undo(names, limits, found, places, amounts)
+            try:
+                self._write(names)
+            except lmdb.Error:
+                for limit, cell, place, amount in zip(limits, found, places, amounts, strict=True):
+                    cells.correct(limit, cell, place, -amount, 0)
+                raise
         return places, used
-
-    def _write_or_undo(
-        self,
-        names: Sequence[bytes],
-        limits: Sequence[Limit],
-        found: Sequence[cells.Cell],
-        places: Sequence[int],
-        amounts: Sequence[int],
-    ) -> None:
-        try:
-            self._write(names)
-        except lmdb.Error:
-            for limit, cell, place, amount in zip(limits, found, places, amounts, strict=True):
-                cells.correct(limit, cell, place, -amount, 0)
-            raise
 
     def correct(self, due: Iterable[tuple[Limit, int, int]], now: float) -> None:
         """What a request took of these limits was less, or more, than was written there. Raises lmdb.Error."""
@@ -98,9 +89,12 @@ class Alone:
         for limit, place, change in due:
             name = limit.name
             cell = kept.get(name)
-            if cell is None or (change > 0 and limit.kind == "window"):
-                cell = self.cell(limit, now)
-            cells.correct(limit, cell, place, change, 0)
+            if cell is not None and limit.kind == "sum":
+                cell[0] += change
+            else:
+                if cell is None or change > 0:
+                    cell = self.cell(limit, now)
+                cells.correct(limit, cell, place, change, 0)
             names.append(name)
         self._note(names)
 

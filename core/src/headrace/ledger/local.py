@@ -72,7 +72,9 @@ class LocalHold:
         due = []
         for limit, place, amount, reserved in zip(self._limits, self._places, amounts, self._reserved, strict=True):
             if amount != reserved or limit.kind == "open":
-                due.append((limit, place, min(max(amount, 0), LARGEST) - reserved))
+                if not 0 <= amount <= LARGEST:
+                    amount = 0 if amount < 0 else LARGEST
+                due.append((limit, place, amount - reserved))
         if due:
             ledger.correct(due)
 
@@ -234,7 +236,10 @@ class LocalLedger:
     def correct(self, due: Sequence[Due]) -> None:
         """What `settle` does, soon: in one step with the next request, or with all others that end meanwhile."""
         if self._alone is not None:
-            self._correct_alone(self._alone, due)
+            try:
+                self._alone.correct(due, self._clock())
+            except lmdb.Error as error:  # it stays as it was reserved
+                self._note(error)
             return
         self._due += due
         if self._timer is None:
@@ -242,13 +247,6 @@ class LocalLedger:
                 self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
             except RuntimeError:  # no loop: a command, or a test
                 self.flush()
-
-    def _correct_alone(self, alone: Alone, due: Sequence[Due]) -> None:
-        now = self._clock()
-        try:
-            alone.correct(due, now)
-        except lmdb.Error as error:  # it stays as it was reserved
-            self._note(error)
 
     def flush(self) -> None:
         """Write what is settled."""

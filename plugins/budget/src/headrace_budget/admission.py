@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from operator import ge
 from typing import TYPE_CHECKING
 
-from headrace.estimate import asked_tokens, check_fields, choices
+from headrace.estimate import check_fields, choices, demand
 from headrace.ledger import LARGEST, Refusal
 
 from .answers import unpriced
@@ -55,13 +56,16 @@ class Admission(AbstractAsyncContextManager[None]):
         if self._desk.config.exact_prompts and await self._has_room():
             await self._desk.gateway.estimator.count(exchange, self._desk.gateway)
         self._prompt = self._desk.gateway.estimator.prompt(exchange)
-        asked = asked_tokens(exchange)
+        asked, answers = demand(exchange)
         if not asked and exchange.endpoint.name != "embeddings":
             await self._reserve_some()
             return
-        refusal = await self._take(min(asked * choices(exchange), LARGEST) if asked else 0)
-        if refusal is not None:
-            self._refuse(refusal)
+        self._ask_for(min(asked * answers, LARGEST))
+        held = await self._desk.gateway.ledger.reserve(applied.limits, self._amounts)
+        if isinstance(held, Refusal):
+            self._refuse(held)
+        else:
+            self._held = held
 
     async def __aexit__(self, *exception: object) -> None:
         held, self._held = self._held, None
@@ -69,9 +73,8 @@ class Admission(AbstractAsyncContextManager[None]):
             return
         taken = self._applied.amounts(*self._spent())
         held.settle(taken)
-        for used, alert_from in zip(held.used, self._applied.alert_from, strict=True):
-            if used >= alert_from:
-                self._look(held, taken)
+        if any(map(ge, held.used, self._applied.alert_from)):
+            self._look(held, taken)
 
     def _look(self, held: Hold, taken: Sequence[int]) -> None:
         """With what was reserved there is cause for an alert; perhaps with what was taken, too."""
@@ -115,15 +118,19 @@ class Admission(AbstractAsyncContextManager[None]):
 
     async def _take(self, answer: int) -> Refusal | None:
         """Take the prompt and so many tokens of an answer, if they fit."""
-        applied, tokens = self._applied, self._prompt + answer
-        self._answer = answer
-        self._money = applied.priced.at_most(self._prompt, answer) if applied.priced else 0
-        self._amounts = applied.amounts(tokens, self._money)
-        held = await self._desk.gateway.ledger.reserve(applied.limits, self._amounts)
+        self._ask_for(answer)
+        held = await self._desk.gateway.ledger.reserve(self._applied.limits, self._amounts)
         if isinstance(held, Refusal):
             return held
         self._held = held
         return None
+
+    def _ask_for(self, answer: int) -> None:
+        """Reckon what the prompt and so many tokens of an answer need of each budget."""
+        applied, prompt = self._applied, self._prompt
+        self._answer = answer
+        self._money = applied.priced.at_most(prompt, answer) if applied.priced else 0
+        self._amounts = applied.amounts(prompt + answer, self._money)
 
     def _left(self, levels: Sequence[Level]) -> int:
         """How many tokens of an answer fit into all budgets; as many for each of several answers."""

@@ -65,6 +65,8 @@ class Applied(msgspec.Struct, frozen=True):
     alert_from: tuple[float, ...]
     """What must be used of each for its first alert."""
     all_enforced: bool
+    alike: Literal["money", "tokens"] | None
+    """What all of them count; None if some count money and some tokens."""
     closed: Part | None = None
     """A budget of nothing."""
     priceless: bool = False
@@ -72,7 +74,10 @@ class Applied(msgspec.Struct, frozen=True):
 
     def amounts(self, tokens: int, money: int) -> list[int]:
         """What a request of so many tokens and so much money needs of each budget."""
-        amounts = [money if each else tokens for each in self.of_money]
+        if self.alike is not None:
+            amounts = [money if self.alike == "money" else tokens] * len(self.of_money)
+        else:
+            amounts = [money if each else tokens for each in self.of_money]
         if self.all_enforced:
             return amounts
         return [each if part.enforced else min(each, ROOM) for each, part in zip(amounts, self.parts, strict=True)]
@@ -123,6 +128,7 @@ class Rules:
             of_money=of_money,
             alert_from=tuple(part.alerts[0] if part.alerts else math.inf for part in parts),
             all_enforced=all(part.enforced for part in parts),
+            alike="money" if all(of_money) else None if any(of_money) else "tokens",
             closed=closed,
             priceless=any(of_money) and priced is None,
         )

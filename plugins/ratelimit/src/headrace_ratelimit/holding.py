@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headrace.estimate import asked_tokens, check_fields, choices, spent
+from headrace.estimate import asked_tokens, check_fields, choices, demand, spent
 from headrace.ledger import Refusal
 
 from .answers import headers, refused
@@ -78,7 +78,7 @@ class Holding:
         prompt = self._gateway.estimator.prompt(exchange)
         if exchange.endpoint.name == "embeddings":
             return prompt
-        asked, answers = asked_tokens(exchange), choices(exchange)
+        asked, answers = demand(exchange)
         if not asked:
             asked = max(1, min(self._config.default_max_tokens, (limit - prompt) // answers))
             if exchange.answer_limit is not None:  # another has reserved no more, or we before

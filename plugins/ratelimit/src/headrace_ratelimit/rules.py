@@ -51,15 +51,20 @@ class Applied(msgspec.Struct, frozen=True):
     """The smallest limit on tokens; None if there is none."""
     places: tuple[tuple[int, ...], ...]
     """Which of the limits are of requests, and which of tokens."""
+    token_places: tuple[int, ...]
+    """Which of the limits are of tokens."""
     told: tuple[Told, ...]
     """What answers say of each."""
 
     def amounts(self, tokens: int) -> list[int]:
         """What a request of so many tokens needs of each limit."""
-        return [tokens if unit == "tokens" else 1 for unit in self.units]
+        amounts = [1] * len(self.units)
+        for place in self.token_places:
+            amounts[place] = tokens
+        return amounts
 
 
-NOTHING = Applied((), (), (), (), None, (), ())
+NOTHING = Applied((), (), (), (), None, (), (), ())
 
 
 class Rules:
@@ -117,9 +122,10 @@ def _applied(found: Iterator[Found]) -> Applied:
     units = tuple(part.name.partition("_per_")[0] for _, part, _ in parts)
     tokens = [limit.most for limit, unit in zip(limits, units, strict=True) if unit == "tokens"]
     names, of = tuple(part.name for _, part, _ in parts), tuple(of for *_, of in parts)
-    places = (tuple(place for place, its in enumerate(units) if its == unit) for unit in ("requests", "tokens"))
+    places = [tuple(place for place, its in enumerate(units) if its == unit) for unit in ("requests", "tokens")]
     said = tuple(told(limit, unit) for limit, unit in zip(limits, units, strict=True))
-    return Applied(limits, units, names, of, min(tokens, default=None), tuple(filter(None, places)), said)
+    smallest = min(tokens, default=None)
+    return Applied(limits, units, names, of, smallest, tuple(filter(None, places)), places[1], said)
 
 
 def _parts(limits: RateLimits) -> list[Part]:
