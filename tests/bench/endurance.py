@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from .cli import count_of, raise_file_limit, say
 from .endurance_checks import Check, Finding, Limits, Running, core_cpu, memory, streams, table
+from .endurance_reloads import reloads
 from .targets import Failed, Site, headrace_up, upstream
 
 TARGETS = {
@@ -64,7 +65,7 @@ def run(job: Job, target: str, limits: Limits) -> list[Finding]:
         upstream(lasting_ms=job.lasting_ms) as port,
         headrace_up(Site(Path(folder), port), delivery, with_module=with_module, connections=CONNECTIONS) as endpoint,
     ):
-        return job.check(Running(endpoint, port, limits))
+        return job.check(Running(endpoint, port, limits, Path(folder)))
 
 
 def _jobs(options: argparse.Namespace) -> Mapping[str, Job]:
@@ -74,6 +75,7 @@ def _jobs(options: argparse.Namespace) -> Mapping[str, Job]:
         "long": Job(partial(streams, count=options.long_streams, chunks=options.long_chunks), LONG_MS),
         "memory": Job(partial(memory, count=options.requests), LASTING_MS),
         "cpu": Job(partial(core_cpu, count=options.cpu_streams, rounds=options.rounds), LASTING_MS),
+        "reload": Job(partial(reloads, count=options.reloads), LASTING_MS),
     }
     return {name: job for name, job in jobs.items() if name in (options.check or jobs)}
 
@@ -94,10 +96,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", choices=TARGETS, default="headrace-offload", help="what is checked (%(default)s)")
     parser.add_argument(
         "--check",
-        choices=("streams", "long", "memory", "cpu"),
+        choices=("streams", "long", "memory", "cpu", "reload"),
         action="append",
         help="streams: what an open stream takes; long: what one of many chunks takes; "
         "memory: whether it stays over many requests; cpu: whether long streams cost the core more than short ones; "
+        "reload: whether anything is lost, or grows, while configurations come and go; "
         "may be repeated; left out: all",
     )
     parser.add_argument(
@@ -111,6 +114,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cpu-streams", type=count_of, default=64, help="cpu: streams of a measurement (%(default)s)")
     parser.add_argument("--rounds", type=count_of, default=3, help="cpu: measurements of each length (%(default)s)")
     only = "with headrace-offload; otherwise none"
+    parser.add_argument("--reloads", type=count_of, default=10_000, help="reload: how many (%(default)s)")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--core-kib", type=float, help=f"memory of the core for an open stream: {CORE_KIB:g} {only}")
     limits.add_argument(

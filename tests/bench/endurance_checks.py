@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from . import cpu
@@ -44,6 +45,8 @@ class Running(NamedTuple):
     upstream: int
     """The upstream's port."""
     limits: Limits
+    folder: Path
+    """Where its configuration lies, and its state."""
 
 
 class Finding(NamedTuple):
@@ -69,16 +72,16 @@ class Memory(NamedTuple):
 
 def streams(running: Running, count: int, chunks: int) -> list[Finding]:
     """`count` streams at the same time: none is lost, and each takes little memory."""
-    with _watched(running) as members:
+    with watched(running) as members:
         sample(running.endpoint, WARM_UP)
-        before = _memory(members)
+        before = memory_of(members)
         asked = ("--mode", "stream", "--requests", count, "--concurrency", count, "--chunks", chunks)
         with ThreadPoolExecutor(1) as pool:
             answers = pool.submit(sample, running.endpoint, list(map(str, asked)))
             peak = _peak(members, answers)
         report, limits = answers.result().report, running.limits
     return [
-        *_answered(f"streams of {chunks} chunks answered whole", report.completed, count, report.different),
+        *answered(f"streams of {chunks} chunks answered whole", report.completed, count, report.different),
         Finding("of them open at the same time", _stats(running)["most_streaming"], "", count, count),
         Finding("first byte, slowest of a hundred", report.first_byte_p99_ms, "ms"),
         Finding("core, memory per stream", (peak.core - before.core) / count / KIB, "KiB", most=limits.core_kib),
@@ -91,15 +94,15 @@ def memory(running: Running, count: int) -> list[Finding]:
     completed = different = 0
     part = max(1, count // 10)
     seen: list[Memory] = []
-    with _watched(running) as members:
+    with watched(running) as members:
         for _ in range(10):
             asked = ("--requests", str(part), "--concurrency", str(CONNECTIONS), "--chunks", "16")
             report = sample(running.endpoint, asked).report
             completed, different = completed + report.completed, different + report.different
-            seen.append(_memory(members))
+            seen.append(memory_of(members))
     first, last, most = seen[0], seen[-1], running.limits.growth_mib
     return [
-        *_answered("requests answered whole", completed, 10 * part, different),
+        *answered("requests answered whole", completed, 10 * part, different),
         Finding("core, memory after a tenth of them", first.core / MIB, "MiB"),
         Finding("core, growth since", (last.core - first.core) / MIB, "MiB", most=most),
         Finding("nginx, memory after a tenth of them", first.nginx / MIB, "MiB"),
@@ -111,7 +114,7 @@ def core_cpu(running: Running, count: int, rounds: int) -> list[Finding]:
     """CPU time of the core alone for streams that last equally long, of few chunks and of many, in turns."""
     spent: dict[int, list[float]] = {SHORT: [], LONG: []}
     completed = different = 0
-    with _watched(running) as members:
+    with watched(running) as members:
         for _ in range(rounds):
             for chunks, own in spent.items():
                 done = sample(running.endpoint, _paced(count, chunks), partial(cpu.seconds_of, members.core))
@@ -121,7 +124,7 @@ def core_cpu(running: Running, count: int, rounds: int) -> list[Finding]:
     allowed = running.limits.cpu_percent
     near, far = (None, None) if allowed is None else (1 - allowed / 100, 1 + allowed / 100)
     return [
-        *_answered("streams answered whole", completed, 2 * rounds * count, different),
+        *answered("streams answered whole", completed, 2 * rounds * count, different),
         Finding(f"core, CPU per stream of {SHORT} chunks", short, "µs"),
         Finding(f"core, CPU per stream of {LONG} chunks", long, "µs"),
         Finding("the second to the first", long / max(short, 1e-9), "", near, far),
@@ -134,7 +137,7 @@ def _paced(count: int, chunks: int) -> list[str]:
     return list(map(str, words))
 
 
-def _answered(what: str, completed: int, expected: int, different: int) -> list[Finding]:
+def answered(what: str, completed: int, expected: int, different: int) -> list[Finding]:
     return [
         Finding(what, completed, "", expected, expected),
         Finding("of them not the upstream's bytes", different, "", most=0),
@@ -142,7 +145,7 @@ def _answered(what: str, completed: int, expected: int, different: int) -> list[
 
 
 @contextmanager
-def _watched(running: Running) -> Iterator[cpu.Members]:
+def watched(running: Running) -> Iterator[cpu.Members]:
     """The processes, which must be the same ones in the end. Raises Failed if one was started again."""
     root = running.endpoint.root
     assert root is not None
@@ -157,16 +160,16 @@ def _watched(running: Running) -> Iterator[cpu.Members]:
         raise Failed(f"processes were started again during the check: {members} became {cpu.members(root)}")
 
 
-def _memory(members: cpu.Members) -> Memory:
+def memory_of(members: cpu.Members) -> Memory:
     return Memory(cpu.resident_of(members.core), cpu.resident_of(members.nginx))
 
 
 def _peak(members: cpu.Members, answers: Future[Sample]) -> Memory:
     """The most memory seen until the answers are there."""
-    seen = [_memory(members)]
+    seen = [memory_of(members)]
     while not answers.done():
         wait([answers], POLL_SECONDS)
-        seen.append(_memory(members))
+        seen.append(memory_of(members))
     return Memory(max(each.core for each in seen), max(each.nginx for each in seen))
 
 

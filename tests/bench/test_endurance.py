@@ -21,12 +21,14 @@ SMALL = {
     "long": ("--long-streams", "4", "--long-chunks", "50"),
     "memory": ("--requests", "500"),
     "cpu": ("--cpu-streams", "8", "--rounds", "1"),
+    "reload": ("--reloads", "10"),
 }
 FIGURES = {
     "streams": {"streams of 5 chunks answered whole": 40, "of them open at the same time": 40},
     "long": {"streams of 50 chunks answered whole": 4, "of them open at the same time": 4},
     "memory": {"requests answered whole": 500},
     "cpu": {"streams answered whole": 16},
+    "reload": {"reloads taken over": 10},
 }
 
 
@@ -80,7 +82,7 @@ def test_a_finding_is_kept_while_it_is_within_its_range(least: float | None, mos
 
 def test_a_target_without_core_and_nginx_is_refused() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        running = Running(Endpoint(1, child.pid), 1, Limits(None, None, None, None))
+        running = Running(Endpoint(1, child.pid), 1, Limits(None, None, None, None), Path())
         with pytest.raises(Failed, match="found no core or no nginx"):
             core_cpu(running, 1, 1)
         child.communicate(b"\n")
