@@ -10,7 +10,7 @@ import pytest
 
 from headrace import hookimpl
 from headrace.errors import Unavailable
-from headrace.exchange import Exchange, Target
+from headrace.exchange import Exchange, Target, UpstreamRequest
 from headrace.fleet import Fleet, TargetState
 from headrace.testing import FakeBackend, serve
 
@@ -96,13 +96,15 @@ async def test_a_client_that_leaves_is_not_counted_any_more() -> None:
             asked = asyncio.create_task(client.post(f"{running.url}/v1/chat/completions", json=CHAT))
             while not backend.requests:
                 await asyncio.sleep(0.001)
-            assert target.state.in_flight == 1
+            assert (target.state.in_flight, running.gateway.upstream.in_use) == (1, 1)
+            assert running.gateway.orphans == 0
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
             await backend.closed_early.wait()
             async with asyncio.timeout(10):
                 while target.state.in_flight:
                     await asyncio.sleep(0.001)
+            assert (running.gateway.orphans, running.gateway.upstream.in_use) == (0, 0)
 
 
 async def test_models_that_name_the_same_backend_share_its_state() -> None:
@@ -157,3 +159,15 @@ async def test_hook_arrange_that_fails_leaves_the_order_as_it_was() -> None:
         async with httpx.AsyncClient() as client:
             answer = await client.post(f"{running.url}/v1/chat/completions", json=CHAT)
         assert answer.status_code == 200
+
+
+async def test_a_backend_that_is_asked_for_nobody_is_an_orphan() -> None:
+    async with FakeBackend() as backend, serve(backend.config()) as running:
+        backend.chunks, backend.pause = 1000, 0.01
+        upstream, target = running.gateway.upstream, running.gateway.models.targets[0]
+        body = b'{"model":"m","stream":true,"messages":[{"role":"user"}]}'
+        request = UpstreamRequest(url=f"{backend.url}/chat/completions", headers={}, body=body)
+        reply = await upstream.send(target, request)
+        assert running.gateway.orphans == 1
+        await reply.aclose()
+        assert running.gateway.orphans == 0

@@ -180,6 +180,11 @@ _ways: dict[tuple[int, str, str], tuple[Target, _Way | str]] = {}
 WAYS_KEPT = 4096
 
 
+def forget_ways() -> None:
+    """What was worked out for backends that may be gone: a configuration is over."""
+    _ways.clear()
+
+
 def _way(target: Target, front: Front, url: str) -> _Way | str:
     """Worked out once per backend and path."""
     known = _ways.get((id(target), front.mark, url))

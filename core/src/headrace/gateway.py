@@ -229,6 +229,12 @@ class Gateway:
         """
         return self.models.discover(Model(name, tuple(targets), self.policies["in_order"], self.config.server.delivery))
 
+    @property
+    def orphans(self) -> int:
+        """Requests to backends, of the core's own, that nobody waits for any more: at least so many. Anything but 0 for
+        longer than a moment is a fault of ours; metrics call it `headrace_upstream_orphans`."""
+        return max(0, self.upstream.in_use - self.open_requests)
+
     @cached_property
     def ledger(self) -> Ledger:
         """What limits and budgets are counted with: what a plugin has registered, else a file that all workers share.

@@ -27,6 +27,11 @@ class Pool:
         self.session = _session(target)
         self._proxy, self._login = _proxy(target)
 
+    @property
+    def in_use(self) -> int:
+        """Connections on which something is asked or answered now."""
+        return len(getattr(self.session.connector, "_acquired", ()))
+
     def request(self, request: UpstreamRequest) -> Awaitable[aiohttp.ClientResponse]:
         url = _url(request.url)
         headers = CIMultiDict([(k, v if v.isascii() else header_text(v)) for k, v in request.headers.items()])

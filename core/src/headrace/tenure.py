@@ -18,6 +18,7 @@ import msgspec
 import uvicorn
 
 from .app import build_app
+from .choice import forget_ways
 from .config import ServerConfig
 from .errors import ConfigError, HeadraceError, Problem
 from .gateway import Gateway
@@ -164,6 +165,7 @@ class Tenures:
         self._old.remove(tenure)
         if not tenure.task.cancelled() and (error := tenure.task.exception()) is not None:
             logger.error("the end of a configuration: %s: %s", type(error).__name__, error)
+        forget_ways()
         gc.collect()  # plugins and gateway know each other
 
 

@@ -31,6 +31,11 @@ class Upstream:
     def __init__(self) -> None:
         self._pools: dict[tuple[str, float], Pool] = {}
 
+    @property
+    def in_use(self) -> int:
+        """Connections to backends on which something is asked or answered now."""
+        return sum(pool.in_use for pool in self._pools.values())
+
     async def aclose(self) -> None:
         for pool in self._pools.values():
             await pool.session.close()
