@@ -110,6 +110,17 @@ def test_a_model_with_a_target_that_has_no_price_has_none() -> None:
     assert Prices(only_far, free=True).of(model("near")) == Priced((FREE,), {"near": FREE})
 
 
+def test_a_model_that_falls_back_on_another_may_cost_what_that_one_costs() -> None:
+    chat = msgspec.structs.replace(model("near"), fallbacks=("large",))
+    large = msgspec.structs.replace(model("far"), name="large")
+    listed = {"m": PriceConfig(input=1, output=1), "large": PriceConfig(input=5, output=5)}
+    priced = Prices(listed, False, {"large": large}.__getitem__).of(chat)
+    assert priced is not None
+    assert [priced.cost(target, 10, 0, 0) for target in ("near", "far")] == [10, 50]
+    assert priced.at_most(10, 0) == 50
+    assert Prices({"m": listed["m"]}, False, {"large": large}.__getitem__).of(chat) is None
+
+
 def test_names_that_are_no_models_are_found() -> None:
     listed = {name: PriceConfig(input=1, output=1) for name in ("m", "m@far", "m@moon", "n")}
     assert Prices(listed, free=False).unknown([model("far")]) == ["m@moon", "n"]

@@ -37,7 +37,8 @@ class Plugin:
         self.config = config
         self._gateway = gateway
         self.calendar = Calendar(zone(config.time_zone), self.clock)
-        self.prices = Prices(config.prices, free=config.unpriced == "free")
+        free = config.unpriced == "free"
+        self.prices = Prices(config.prices, free, lambda name: gateway.models.find(name))
         self.words = Words(config.currency, self.calendar)
         self._rules = Rules(config.limits, self.prices, self.calendar)
         self._webhook = None

@@ -6,7 +6,7 @@ of that; what a request costs is rounded up to whole millionths, once, and a bud
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING
 
@@ -81,15 +81,22 @@ class Priced(msgspec.Struct, frozen=True):
 
 
 class Prices:
-    """The price list. `free` says that a model which is not on it costs nothing."""
+    """The price list. `free` says that a model which is not on it costs nothing; `find` finds a model by its name."""
 
-    def __init__(self, prices: Mapping[str, PriceConfig], free: bool) -> None:
+    def __init__(
+        self, prices: Mapping[str, PriceConfig], free: bool, find: Callable[[str], Model] | None = None
+    ) -> None:
         self._rates = {name: rate(price) for name, price in prices.items()}
-        self._free = free
+        self._free, self._find = free, find
 
     def of(self, model: Model) -> Priced | None:
-        """None if it is not known what the model costs."""
-        by_target = {target.name: self._rate(model.name, target.name) for target in model.targets}
+        """None if it is not known what the model costs, or one that may answer in its place."""
+        others = (*model.fallbacks, *model.longer) if self._find is not None else ()
+        chain = [model, *(self._find(name) for name in others if self._find is not None)]
+        by_target: dict[str, Rate | None] = {}
+        for each in chain:
+            for target in each.targets:
+                by_target.setdefault(target.name, self._rate(each.name, target.name))
         known = {name: each for name, each in by_target.items() if each is not None}
         return Priced(tuple(dict.fromkeys(known.values())), known) if len(known) == len(by_target) else None
 
