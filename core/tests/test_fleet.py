@@ -72,6 +72,40 @@ def test_workers_with_other_backends_do_not_count_together(tmp_path: Path) -> No
     assert other.state.in_flight == 0
 
 
+def test_a_worker_that_comes_back_to_backends_counts_with_the_others_again(tmp_path: Path) -> None:
+    one, other = target("a"), target("a")
+    first, second = Fleet(tmp_path, 0, 2), Fleet(tmp_path, 1, 2)
+    first.open([one])
+    second.open([other])
+    first.open([one, target("b")])
+    first.open([one])
+    other.state.begin()
+    assert one.state.in_flight == 1
+
+
+def test_where_there_is_no_room_each_worker_counts_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    one = target("a")
+    Fleet(tmp_path, 0, 2).open([one])
+    one.state.begin()
+    assert one.state.in_flight == 1
+    assert "No space left" in caplog.text
+
+
+def test_an_heir_counts_together_with_whom_it_comes_after(tmp_path: Path) -> None:
+    old = TargetState()
+    old.become("down")
+    heir = old.heir(watched=True)
+    old.begin()
+    assert (heir.in_flight, heir.condition) == (1, "down")
+    assert old.heir(watched=False).condition == "unknown"
+
+
 def test_a_condition_tells_whether_it_has_changed() -> None:
     state = TargetState()
     assert state.become("down", "refused")

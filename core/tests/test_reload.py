@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from headrace.server import make_server
 from headrace.sockets import bind
 from headrace.tenure import Tenures, Told, told_file
 from headrace.testing import FakeBackend
+from headrace.timelimit import in_thread
 
 CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
 TOML = """
@@ -129,13 +132,59 @@ async def test_how_it_went_stands_in_a_file(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_what_is_known_of_a_backend_stays_known(tmp_path: Path) -> None:
+async def test_requests_that_run_on_are_counted_in_the_new_gateway_too(tmp_path: Path) -> None:
     async with served(tmp_path) as it:
         state = it.first.models.targets[0].state
-        state.become("down", "it was unplugged")
+        state.begin()
+        state.failure = "it was unplugged"
         it.write(models='other = { targets = ["fake"] }')
         await it.tenures.reload()
-        assert it.tenures.current.gateway.models.find("other").targets[0].state is state
+        heir = it.tenures.current.gateway.models.find("other").targets[0].state
+        assert (heir.in_flight, heir.failure) == (1, "it was unplugged")
+        state.end()
+        assert heir.in_flight == 0
+
+
+async def test_what_the_plugins_of_the_old_gateway_still_find_out_is_not_taken_for_new(tmp_path: Path) -> None:
+    async with served(tmp_path) as it:
+        old = it.first.models.targets[0].state
+        old.become("down", "as the old configuration looks at it")
+        await it.tenures.reload()
+        heir = it.tenures.current.gateway.models.targets[0].state
+        old.become("starting")
+        assert heir.condition == "unknown"  # here nobody looks
+
+
+async def test_a_configuration_that_blocks_is_given_up_and_the_next_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = threading.Event()
+    async with served(tmp_path) as it:
+        real = Gateway.from_file
+        monkeypatch.setattr(Gateway, "from_file", lambda *_: blocked.wait(60))
+        monkeypatch.setattr("headrace.tenure.in_thread", partial(_hurried, in_thread))
+        told = await it.tenures.reload()
+        assert (told.ok, "within" in told.problems[0]) == (False, True)
+        monkeypatch.setattr(Gateway, "from_file", real)
+        it.write(models='other = { targets = ["fake"] }')
+        monkeypatch.setattr("headrace.tenure.in_thread", in_thread)
+        assert (await it.tenures.reload()).ok
+    blocked.set()
+
+
+async def _hurried(run: Any, work: Any, seconds: float) -> Any:
+    return await run(work, 0.2)
+
+
+async def test_a_told_file_that_cannot_be_written_keeps_nobody_from_working(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path) as it:
+        told_file(it.first.runtime_dir, 0).with_suffix(".new").mkdir()
+        it.write(models='other = { targets = ["fake"] }')
+        assert (await it.tenures.reload()).ok
+        assert (await it.chat("other")).status_code == 200
+    assert "cannot be written" in caplog.text
 
 
 async def test_no_request_fails_while_configurations_come_and_go(tmp_path: Path) -> None:

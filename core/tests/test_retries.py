@@ -13,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from headrace import hookimpl
+from headrace.errors import Unavailable
+from headrace.exchange import Exchange, Principal
 from headrace.retries import SAVED, RetryBudget, retry_after
 from headrace.testing import FakeBackend, serve
 
@@ -170,12 +173,48 @@ async def test_a_prompt_that_is_too_long_for_all_is_answered_as_the_backend_says
         assert (it.backends[0].asked, it.other.asked) == (1, 1)
 
 
-async def test_a_larger_model_that_fails_is_not_tried_for_ever() -> None:
+async def test_a_larger_model_that_fails_is_asked_as_often_as_any_other() -> None:
     async with gateway(1, context_window_fallbacks=["other"]) as it:
         it.backends[0].failures, it.backends[0].error_body = [400], TOO_LONG
         it.other.failures = [500] * 9
         assert (await it.chat()).status_code == 502
-        assert it.other.asked == 1
+        assert (it.backends[0].asked, it.other.asked) == (1, 2)
+
+
+async def test_all_larger_models_are_asked_and_none_to_which_the_prompt_is_too_long() -> None:
+    async with Backend() as small, Backend() as broken, Backend() as long, Backend() as other:
+        config = small.config()
+        made = {"small": small, "broken": broken, "long": long, "other": other}
+        config["models"] = {
+            name: {"targets": [{"provider": "openai", "base_url": each.url}]} for name, each in made.items()
+        }
+        config["models"]["small"] |= {"context_window_fallbacks": ["broken", "long"], "fallback_models": ["other"]}
+        for each in made.values():
+            assert isinstance(each, Backend)
+        small.failures, small.error_body, broken.failures = [400], TOO_LONG, [503]  # type: ignore[attr-defined]
+        async with serve(config) as running, httpx.AsyncClient() as client:
+            answer = await client.post(f"{running.url}/v1/chat/completions", json={**CHAT, "model": "small"})
+        assert answer.status_code == 200
+        assert [len(each.requests) for each in made.values()] == [1, 1, 1, 0]
+
+
+async def test_a_target_that_is_left_out_after_it_has_failed_is_not_waited_for() -> None:
+    class LeavesOut:
+        def __init__(self, config: Any, gateway: Any) -> None:
+            pass
+
+        @hookimpl
+        def arrange(self, exchange: Exchange) -> None:
+            if exchange.attempts:
+                raise Unavailable("Nobody is left.", headers={"Retry-After": "60"})
+
+    async with Backend() as backend:
+        config = backend.config()
+        config["models"]["test"]["retry"] = {"rounds": 9, "backoff": 0.001, "max_backoff": 0.001}
+        backend.failures = [500] * 99  # type: ignore[attr-defined]
+        async with serve(config, {"out": LeavesOut}) as running, httpx.AsyncClient() as client:
+            answer = await client.post(f"{running.url}/v1/chat/completions", json=CHAT)
+        assert (answer.status_code, len(backend.requests)) == (502, 1)
 
 
 async def test_no_pause_is_longer_than_the_deadline_leaves() -> None:
@@ -214,9 +253,6 @@ async def test_a_stream_whose_first_token_is_late_is_asked_for_elsewhere() -> No
 
 
 async def test_models_a_caller_may_not_use_give_no_answers_in_place_of_others() -> None:
-    from headrace import hookimpl
-    from headrace.exchange import Principal
-
     class Restricted:
         def __init__(self, config: Any, gateway: Any) -> None:
             pass
@@ -292,7 +328,10 @@ async def test_tries_after_a_refused_connection_cost_nothing() -> None:
                 assert (await client.post(f"{running.url}/v1/chat/completions", json=CHAT)).status_code == 200
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("soon", 0.0), ("", 0.0)])
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("soon", 0.0), ("", 0.0), ("1 Jan 99999999999 00:00:00 GMT", 0.0)],
+)
 def test_retry_after_is_a_number_of_seconds(value: str, seconds: float) -> None:
     assert retry_after(value) == seconds
 

@@ -139,6 +139,9 @@ def main(config: str | None) -> None:
 @click.pass_context
 def serve(context: click.Context, socket_only: bool, worker: int) -> None:
     """Run the core alone, without nginx and without engines."""
+    import signal
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves there is nothing to reload
     from . import server
     from .sockets import url_of
 

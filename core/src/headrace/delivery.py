@@ -95,7 +95,7 @@ async def _send_stream(
         await _pump(exchange, stream, tail, connection, vetting, getattr(reply.stream, "hurry", None))
         rest = vetting.rest() if vetting is not None else b""
         tail.add(rest)
-        if event_stream and not dialect.is_complete(bytes(tail)):
+        if event_stream and not (dialect.is_complete(bytes(tail)) and _has_all(vetting, bytes(tail))):
             raise UpstreamError(UNFINISHED)
         if rest:
             await connection.send(rest)
@@ -112,6 +112,11 @@ async def _send_stream(
     finally:
         exchange.usage = dialect.usage(hider.hidden if hider is not None else bytes(tail))
     await connection.end()
+
+
+def _has_all(vetting: Vetting | None, tail: bytes) -> bool:
+    """Whether no answer of several is missing its end."""
+    return vetting is None or vetting.answers == 1 or vetting.finished or tail.rstrip().endswith(b"[DONE]")
 
 
 def _only_the_farewell_is_missing(vetting: Vetting | None, error: Exception) -> bool:

@@ -18,6 +18,8 @@ logger = logging.getLogger("headrace.pipeline")
 
 async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway, connection: Connection) -> None:
     """Answer with an error, in the words of the client's dialect, unless an answer has already begun."""
+    for attempt in exchange.attempts:
+        attempt.end()  # whatever the client still has to read
     if isinstance(exception, ClientLeft):
         return
     exchange.failure = as_it_is(exchange, exception, gateway)

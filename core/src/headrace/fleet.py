@@ -6,6 +6,7 @@ Policies and plugins read it while they decide, and write what they find out; no
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import os
 import time
@@ -18,6 +19,8 @@ import msgspec
 
 if TYPE_CHECKING:
     from .exchange import Target
+
+logger = logging.getLogger("headrace.fleet")
 
 Condition = Literal["unknown", "up", "starting", "down"]
 """`unknown` until somebody has looked; `starting`: it is there and cannot answer yet, a model is being loaded."""
@@ -36,10 +39,26 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """When it said so, by `time.monotonic()`."""
 
 
-class TargetState:
-    """What is known of one backend. Plugins may set everything but `in_flight`."""
+class InFlight:
+    """How many requests a backend is answering: in this worker, and in all of them."""
 
-    __slots__ = ("_cells", "_own", "condition", "engine", "failed_at", "failure", "reason", "serves", "since")
+    __slots__ = ("cells", "own")
+
+    def __init__(self) -> None:
+        self.own: memoryview = memoryview(array("q", (0,)))
+        """One of the `cells`."""
+        self.cells = self.own
+
+    def count_in(self, cells: memoryview, own: memoryview) -> None:
+        """From now on count in memory that others read."""
+        own[0] = self.own[0]
+        self.own, self.cells = own, cells
+
+
+class TargetState:
+    """What is known of one backend. Plugins may set everything but what is counted."""
+
+    __slots__ = ("condition", "counted", "engine", "failed_at", "failure", "reason", "serves", "since")
 
     def __init__(self) -> None:
         self.condition: Condition = "unknown"
@@ -54,22 +73,21 @@ class TargetState:
         """What the engine has said last about its load."""
         self.serves: frozenset[str] | None = None
         """The models that it lists; None if nobody has asked."""
-        self._own: memoryview = memoryview(array("q", (0,)))
-        self._cells = self._own
+        self.counted = InFlight()
 
     @property
     def in_flight(self) -> int:
         """Requests that it is answering now, to all workers of this gateway."""
-        cells = self._cells
+        cells = self.counted.cells
         return cells[0] if len(cells) == 1 else sum(cells)
 
     def begin(self) -> None:
         """One more."""
-        self._own[0] += 1
+        self.counted.own[0] += 1
 
     def end(self) -> None:
         """One less."""
-        self._own[0] -= 1
+        self.counted.own[0] -= 1
 
     def become(self, condition: Condition, reason: str = "") -> bool:
         """Note its condition. Returns whether that is another than before."""
@@ -79,10 +97,15 @@ class TargetState:
         self.condition, self.since = condition, time.monotonic()
         return True
 
-    def count_in(self, cells: memoryview, own: memoryview) -> None:
-        """From now on count in memory that others read: `own` is one of the `cells`."""
-        own[0] = self._own[0]
-        self._own, self._cells = own, cells
+    def heir(self, *, watched: bool) -> TargetState:
+        """The state of the same backend in a gateway that takes over: counted together, and else its own, for the
+        plugins of the old one go on for a while. What nobody watches there is not known there."""
+        heir = TargetState()
+        heir.counted, heir.engine = self.counted, self.engine
+        heir.failure, heir.failed_at = self.failure, self.failed_at
+        if watched:
+            heir.condition, heir.reason, heir.since, heir.serves = self.condition, self.reason, self.since, self.serves
+        return heir
 
 
 class Fleet:
@@ -95,6 +118,8 @@ class Fleet:
     def __init__(self, folder: Path, worker: int, workers: int) -> None:
         self._folder, self._worker, self._workers = folder, worker, workers
         self._names: list[str] = []
+        self._file: tuple[Path, int] | None = None
+        """The file that is mapped, and its number on the disk."""
         self._cells = memoryview(array("q"))
 
     def open(self, targets: Sequence[Target]) -> None:
@@ -103,24 +128,46 @@ class Fleet:
         if self._workers == 1 or not targets:
             return
         by_name = {f"{target.name} {target.socket or target.base_url}": target for target in targets}
-        if sorted(by_name) != self._names:
-            self._names = sorted(by_name)
-            self._cells = self._mapped()
+        try:
+            if sorted(by_name) != self._names or not self._is_there():
+                self._names = sorted(by_name)
+                self._cells = self._mapped()
+        except OSError as error:
+            self._names = []
+            logger.error("each worker counts requests in flight by itself: %s: %s", self._folder, error)
+            return
         for number, name in enumerate(self._names):
             row = number * self._workers
             own = row + self._worker
-            by_name[name].state.count_in(self._cells[row : row + self._workers], self._cells[own : own + 1])
+            cells = self._cells
+            by_name[name].state.counted.count_in(cells[row : row + self._workers], cells[own : own + 1])
+
+    def tidy(self) -> None:
+        """Remove what earlier gateways have left. For the first worker, before any other has begun."""
+        for file in self._folder.glob("fleet-*"):
+            file.unlink(missing_ok=True)
+
+    def _is_there(self) -> bool:
+        """Whether the others would map the same file."""
+        if self._file is None:
+            return False
+        path, number = self._file
+        try:
+            return path.stat().st_ino == number
+        except FileNotFoundError:
+            return False
 
     def _mapped(self) -> memoryview:
-        """The memory for these backends; that for any others is not needed any more."""
+        """The memory for these backends. Raises OSError: there is no room for it."""
         digest = hashlib.sha256("\n".join((str(self._workers), *self._names)).encode()).hexdigest()[:12]
         path, size = self._folder / f"fleet-{digest}", len(self._names) * self._workers * CELL
-        for other in self._folder.glob("fleet-*"):
-            if other != path:
-                other.unlink(missing_ok=True)  # who counts there goes on to do so
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size)  # what is written later must have its place on the disk
+            else:
+                os.ftruncate(descriptor, size)
+            self._file = path, os.fstat(descriptor).st_ino
             return memoryview(mmap.mmap(descriptor, size)).cast("q")
         finally:
             os.close(descriptor)

@@ -61,10 +61,16 @@ class Foundation:
                 self._counting = False
                 await self._open.aclose()
 
-    async def _opened(self, gateway: Gateway) -> None:
+    def serve(self, gateway: Gateway) -> None:
+        """From now on it is this gateway that answers."""
         self._fleet.open(gateway.models.targets)
         self.reporting.timeout = gateway.config.server.report_timeout
+
+    async def _opened(self, gateway: Gateway) -> None:
         if self._users == 1:
+            if self._worker == 0:
+                self._fleet.tidy()
+            self.serve(gateway)
             self.reporting.open()
             self._open.callback(self.reporting.close)
         if gateway.counts and gateway.ledger is self.ledger and not self._counting:

@@ -115,6 +115,10 @@ class Gateway:
         """How many run: one without nginx, whatever is configured."""
         self.longest_admission = 0.0
         """Seconds that a request may wait in `admit`: a plugin that makes it wait says so when it is made."""
+        self.watches = False
+        """Whether a plugin finds out in what condition backends are: it says so when it is made."""
+        self.superseded = asyncio.Event()
+        """Set when another gateway has taken over: what a plugin does beside requests ends then."""
         self.open_requests = 0
         """How many are being answered."""
         self.emptied: asyncio.Event | None = None
@@ -170,7 +174,7 @@ class Gateway:
         self.hooks.setup("register_ledgers", self._register(self.ledgers))
         self.models = build_models(self.config, self.providers, self.policies, self.source)
         if self._before is not None:
-            self.models.adopt(self._before.models)
+            self.models.adopt(self._before.models, watched=self.watches)
         for hook in ("transform_reply", "wrap_stream"):
             for plugin in self.hooks.implementers(hook):
                 self.reply_changer = f"the plugin {plugin!r} changes replies ({hook})"

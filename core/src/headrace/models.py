@@ -73,11 +73,12 @@ class Models:
         configured = {target.name: target for model in self._models for target in model.targets}
         return tuple({**self.spare, **configured}.values())
 
-    def adopt(self, before: Models) -> None:
-        """Go on with what is known of the backends that there were already: how busy they are, how well."""
-        known = {_place(target): target.state for target in before.targets}
+    def adopt(self, before: Models, *, watched: bool) -> None:
+        """Go on with what is known of the backends that there were already: how busy they are; how well, if somebody
+        goes on to watch them."""
+        heirs = {_place(target): target.state.heir(watched=watched) for target in before.targets}
         for target in (*self.spare.values(), *(target for model in self for target in model.targets)):
-            state = known.get(_place(target))
+            state = heirs.get(_place(target))
             if state is not None:
                 msgspec.structs.force_setattr(target, "state", state)
 

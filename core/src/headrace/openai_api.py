@@ -26,7 +26,10 @@ PATHS = {
 
 
 ANSWER_FIELDS = ("max_tokens", "max_completion_tokens")
-TOKENIZED = ("messages", "prompt", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt")
+TOKENIZED = (
+    *("messages", "prompt", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt"),
+    *("continue_final_message", "add_special_tokens", "mm_processor_kwargs"),
+)
 """Fields of a request that become its prompt."""
 
 

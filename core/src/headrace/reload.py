@@ -17,7 +17,9 @@ import msgspec
 
 from .errors import HeadraceError
 from .gateway import Gateway
+from .sockets import is_held, lock_of
 from .tenure import Told, told_file
+from .timelimit import in_thread
 
 WAIT_SECONDS = 60.0
 """For one worker to take over: its plugins may have to connect to something."""
@@ -31,7 +33,10 @@ async def reload(path: Path, say: Callable[[str], None]) -> None:
         ConfigError, PluginError: it cannot be used; all goes on as before.
         HeadraceError: no gateway runs here, or a worker refuses: which, and what has changed already.
     """
-    gateway = await asyncio.to_thread(lambda: Gateway.from_file(path).assemble())
+    try:
+        gateway = await in_thread(lambda: Gateway.from_file(path).assemble(), WAIT_SECONDS)
+    except TimeoutError:
+        raise HeadraceError(f"{path} could not be read, with all its plugins, within {WAIT_SECONDS:g} s") from None
     running = _running(gateway)
     if not running:
         raise HeadraceError(f"no gateway runs in {gateway.state_dir}: start one with headrace up")
@@ -51,10 +56,10 @@ def _running(gateway: Gateway) -> dict[int, int]:
     for worker in range(gateway.config.server.workers):
         try:
             told = read(told_file(gateway.runtime_dir, worker))
-            os.kill(told.pid, 0)
         except (OSError, msgspec.MsgspecError):
             continue
-        found[worker] = told.pid
+        if is_held(lock_of(gateway.core_sockets[worker])):  # else it is a dead one's, and its number may be another's
+            found[worker] = told.pid
     return found
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .dialects import OPENAI
+from .dialects import OPENAI, Message
 from .edits import decode_fields, merge_fields
 from .errors import GatewayError, UpstreamError
 from .estimate import choices
@@ -22,8 +22,11 @@ from .journal import Journal
 if TYPE_CHECKING:
     from .offload import Report
 
-BOUND = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-"""Fields that bind an answer from its first character on: it cannot be begun in the middle."""
+BOUND = (
+    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("echo", "suffix"),
+)
+"""Fields that bind an answer from its first character on, or to its last: it cannot be begun in the middle."""
 LIMITS = ("max_tokens", "max_completion_tokens")
 
 GoOn = Callable[[Journal, GatewayError], Awaitable[Reply]]
@@ -94,9 +97,20 @@ def can_go_on(exchange: Exchange, target: Target, *, journal: Journal) -> bool:
 
 def _continues(exchange: Exchange, target: Target) -> bool:
     """Whether it can be given the beginning of its answer."""
-    if any(exchange.fields.get(name, _NULL) != _NULL for name in BOUND):
+    if any(bytes(exchange.fields.get(name, _NULL)) not in (b"null", b"false") for name in BOUND):
         return False
-    return target.prefill if exchange.endpoint.name == "chat" else _one_text(exchange) is not None
+    if exchange.endpoint.name != "chat":
+        return _one_text(exchange) is not None
+    return target.prefill and not _ends_with_an_answer(exchange)
+
+
+def _ends_with_an_answer(exchange: Exchange) -> bool:
+    """Whether the client itself has given the beginning of the answer: ours would stand behind it as another one."""
+    try:
+        messages = msgspec.json.decode(exchange.fields["messages"], type=list[Message])
+    except (KeyError, msgspec.MsgspecError):
+        return True
+    return not messages or messages[-1].role == "assistant"
 
 
 def _repeats(exchange: Exchange) -> bool:

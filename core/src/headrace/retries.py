@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headrace.retries")
 
+DOUBLINGS = 16
 SAVED = 100.0
 """Tries that quiet times can save up for others."""
 
@@ -114,9 +115,11 @@ class Walk:
         if self._rounds == 0:
             self._begin_round()
         target = self._pull()
-        while target is None:
+        if target is None:
             await self._pause(error)
             target = self._pull()
+        if target is None:  # plugins have left out whoever might have been asked again
+            raise error
         if self._rounds > 1 and error.reached and not self.asked_for.budget.spend():
             logger.warning(
                 "request %s: not tried again: the retry budget of %r is spent", self.exchange.id, self.model.name
@@ -170,7 +173,10 @@ class Walk:
 
     def _begin_round(self) -> None:
         self._rounds += 1
-        self._chain = self._models(self.asked_for.fallbacks)
+        if not self._too_long:
+            self._chain = self._models(self.asked_for.fallbacks)
+        elif self._rounds > 1:
+            self._chain = self._models(self.asked_for.longer)
 
     def _models(self, names: tuple[str, ...]) -> list[Model]:
         """Those of them that the caller may use, the last to be asked first."""
@@ -194,18 +200,19 @@ class Walk:
     async def _pause(self, error: GatewayError) -> None:
         """Wait until a target that has failed may be asked again. Raises `error` if there is none, or no time."""
         again = [known for known in self._failed.values() if self._once_more(known)]
-        if not again or self._too_long:
+        if not again:
             raise error
         retry, now = self.asked_for.retry, time.monotonic()
-        longest = min(retry.max_backoff, retry.backoff * 2 ** (self._rounds - 1))
+        longest = min(retry.max_backoff, retry.backoff * 2 ** min(self._rounds - 1, DOUBLINGS))
         pause = random.uniform(0, longest)  # noqa: S311 (nothing secret: it keeps callers from coming back all at once)
         seconds = min(max(known.not_before - now, pause) for known in again)
         if self._left() <= seconds:
             raise error
         await asyncio.sleep(seconds)
         self._begin_round()
-        self.model = self.asked_for
-        self._queue = self._order(self.asked_for)
+        if not self._too_long:
+            self.model = self.asked_for
+            self._queue = self._order(self.asked_for)
 
     def _left(self) -> float:
         """Seconds until the answer's deadline."""
@@ -239,5 +246,5 @@ def retry_after(value: str) -> float:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, TypeError, IndexError):  # all of them are raised by dates that are none
         return 0.0

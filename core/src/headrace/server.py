@@ -18,7 +18,7 @@ from .app import build_app
 from .gateway import Gateway
 from .hooks import NOTIFY_SECONDS
 from .protocol import protocol_for
-from .sockets import bind, bind_unix, held, raise_file_limit
+from .sockets import bind, bind_unix, held, lock_of, raise_file_limit
 from .tenure import Tenures
 
 KEEP_ALIVE_SECONDS = 75
@@ -41,7 +41,12 @@ async def serve(
     Raises:
         PluginError: a plugin's lifespan failed.
     """
-    server = make_server(gateway, on_listening)
+
+    def listening() -> None:
+        tenures.tell()
+        on_listening()
+
+    server = make_server(gateway, listening)
     tenures = Tenures(gateway, path, server.config)
     async with tenures.running():
         server.on_hangup = tenures.reload
@@ -73,6 +78,7 @@ class Server(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ending has nothing to reload
 
     def handle_hangup(self) -> None:
         """Begin what a hangup begins; it goes on beside the requests."""
@@ -145,7 +151,7 @@ def listening(gateway: Gateway, *, tcp: bool) -> Iterator[list[socket.socket]]:
     gateway.make_dirs()
     refusal = f"another gateway listens on {gateway.core_socket}: stop it, or set another server.state_dir"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(gateway.core_socket.with_suffix(".lock"), refusal))
+        stack.enter_context(held(lock_of(gateway.core_socket), refusal))
         sockets = [stack.enter_context(bind_unix(gateway.core_socket))]
         stack.callback(gateway.core_socket.unlink, missing_ok=True)
         if tcp:

@@ -36,6 +36,23 @@ def held(lock: Path, refusal: str) -> Iterator[None]:
         yield
 
 
+def lock_of(socket_path: Path) -> Path:
+    """The lock that whoever listens there holds."""
+    return socket_path.with_suffix(".lock")
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock file."""
+    try:
+        with lock.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def bind(listen: str) -> socket.socket:
     """Bind `HOST:PORT` or `unix:PATH`. Raises CannotListen."""
     if listen.startswith("unix:"):

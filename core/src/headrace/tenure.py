@@ -22,6 +22,7 @@ from .choice import forget_ways
 from .config import ServerConfig
 from .errors import ConfigError, HeadraceError, Problem
 from .gateway import Gateway
+from .timelimit import in_thread
 
 logger = logging.getLogger("headrace.reload")
 
@@ -101,9 +102,9 @@ class Tenures:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """For as long as the process serves. Raises PluginError."""
+        self._told_file.unlink(missing_ok=True)
         self.current = Tenure(self._first)
         await self.current.begun()
-        self._tell()
         try:
             yield
         finally:
@@ -123,7 +124,7 @@ class Tenures:
         async with self._reloading:
             problems = await self._problems()
             self._told = Told(self._told.pid, self._told.number + 1, not problems, problems)
-            self._tell()
+            self.tell()
         for problem in problems:
             logger.error("the configuration is not taken over: %s", problem)
         return self._told
@@ -140,22 +141,33 @@ class Tenures:
             return [f"{type(error).__name__}: {error}"]
         return []
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say that this process can be asked to reload, and how the last time went."""
         new = self._told_file.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(self._told))
-        new.replace(self._told_file)
+        try:
+            new.write_bytes(msgspec.json.encode(self._told))
+            new.replace(self._told_file)
+        except OSError as error:
+            logger.error("%s cannot be written, so headrace reload will not know: %s", self._told_file, error)
 
     async def _replace(self) -> None:
         """Raises HeadraceError: the new one cannot work, or not in this process."""
         if self._path is None:
             raise HeadraceError("there is no file to read the configuration from")
         before = self.current
-        gateway = await asyncio.to_thread(_made, self._path, before.gateway)
+        server, path = before.gateway.config.server, self._path
+        seconds = server.startup_timeout * (1 + len(before.gateway.plugins))
+        try:
+            gateway = await in_thread(lambda: _made(path, before.gateway), seconds)
+        except TimeoutError:
+            raise HeadraceError(f"{path} could not be read, with all its plugins, within {seconds:g} s") from None
         check_fixed(before.gateway.config.server, gateway.config.server, gateway.source)
         app = build_app(gateway)
         after = Tenure(gateway)
         await after.begun()
+        gateway.foundation.serve(gateway)
         self.current, self._config.loaded_app = after, app
+        before.gateway.superseded.set()
         self._old.append(before)
         before.task.add_done_callback(lambda _: self._gone(before))
         before.end()

@@ -8,10 +8,11 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import PluginError
 
+T = TypeVar("T")
 AGAIN_SECONDS = 0.1
 """The interruption is repeated this often, for it may meet code that swallows everything."""
 
@@ -73,6 +74,33 @@ class Deadline:
         alone = self._expired and self._task.uncancel() <= self._cancelling  # or were we cancelled from outside too?
         if alone and kind is asyncio.CancelledError:
             raise self._error() from error
+
+
+async def in_thread(work: Callable[[], T], seconds: float) -> T:
+    """What `work` returns, done in a thread of its own, which nobody waits for if it takes longer.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=run, daemon=True, name="headrace-work").start()
+    async with asyncio.timeout(seconds):
+        return await done
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, None]) -> None:

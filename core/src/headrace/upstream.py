@@ -154,7 +154,7 @@ class _Stream:
             if not chunk:
                 raise UpstreamError("The backend ended the stream before its first token.")
             self.first += chunk
-            check_first(self.first, self._target)
+            check_first(self.first, self._target, anywhere=True)
 
     def __aiter__(self) -> _Stream:
         return self

@@ -11,7 +11,7 @@ from .exchange import Reply, Target, header
 
 EVIDENCE_LIMIT = 500
 """Bytes of a backend's error that are kept for the log."""
-ERROR_FIRST = re.compile(rb'(?:^|[\r\n])(?:data:\s*\{\s*"error"\s*:\s*["{]|event: error)')
+ERROR_EVENT = re.compile(rb'(?:^|[\r\n])(?:data:\s*\{\s*"error"\s*:\s*["{]|event: error)')
 """How a stream tells of an error."""
 _ANY_JSON = msgspec.json.Decoder(msgspec.Raw)
 
@@ -100,9 +100,10 @@ def has_begun(events: bytes) -> bool:
     return _BEGUN.search(events) is not None
 
 
-def check_first(chunk: bytes, target: Target) -> None:
-    """Raise UpstreamError if a stream begins with an error: nothing has reached the client yet."""
-    if ERROR_FIRST.search(chunk):
+def check_first(chunk: bytes, target: Target, *, anywhere: bool = False) -> None:
+    """Raise UpstreamError if a stream begins with an error, or has one `anywhere` in what came: nothing has reached the
+    client yet."""
+    if (ERROR_EVENT.search if anywhere else ERROR_EVENT.match)(chunk):
         detail = f"target {target.name} began its stream with an error"
         raise UpstreamError("The backend failed before its first token.", detail=detail, evidence=_words(chunk))
 

@@ -5,7 +5,9 @@ All of this is paid for every chunk of every stream that the core delivers: abou
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 import msgspec
 
@@ -46,11 +48,13 @@ class Vetting:
         finished: whether all of them have given their finish reasons: nothing of them is missing any more.
     """
 
-    __slots__ = ("_answers", "_ended", "_rest", "finished")
+    __slots__ = ("_ended", "_held", "_parts", "_tail", "answers", "finished")
 
     def __init__(self, answers: int = 1) -> None:
-        self._answers = answers
-        self._rest = b""
+        self.answers = answers
+        self._parts: list[bytes] = []
+        """What is held back, as it came: `_held` bytes, and the `_tail` that may be half an end."""
+        self._held, self._tail = 0, b""
         self._ended: set[int] = set()
         self.finished = False
 
@@ -61,10 +65,28 @@ class Vetting:
         Raises:
             BadEvent: one of them is no JSON, or tells of an error.
         """
-        if not self._rest and chunk.endswith(END) and chunk.startswith(START) and chunk.find(b"\n\n") == len(chunk) - 2:
-            self._event(chunk[6:])
+        if not self._held and chunk.endswith(END) and chunk.startswith(START) and chunk.find(b"\n\n") == len(chunk) - 2:
+            try:
+                found = _decode(chunk[6:])
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return self._look_slowly(chunk)
+            self._note(found)
             return chunk
-        return self._look_slowly(self._rest + chunk)
+        if self._held and not _EVENT_END.search(self._tail + chunk):
+            return self._hold(chunk)
+        return self._look_slowly(self._taken() + chunk)
+
+    def _hold(self, chunk: bytes) -> bytes:
+        """Half an event, or more of it. What is too long for that is shown."""
+        self._parts.append(chunk)
+        self._held += len(chunk)
+        self._tail = (self._tail + chunk)[-3:]
+        return self._taken() if self._held > MOST_HELD else b""
+
+    def _taken(self) -> bytes:
+        """What was held back until now."""
+        parts, self._parts, self._held, self._tail = self._parts, [], 0, b""
+        return b"".join(parts)
 
     def _look_slowly(self, data: bytes) -> bytes:
         """Events that come in parts, several at once, with comments, or with other ends of lines."""
@@ -78,14 +100,11 @@ class Vetting:
                     error.before = data[:start]
                     raise
             start = end.end()
-        if len(data) - start > MOST_HELD:
-            start = len(data)
-        self._rest = data[start:]
-        return data[:start]
+        return data[:start] + self._hold(data[start:]) if start < len(data) else data
 
     def rest(self) -> bytes:
         """What was held back, of a stream that has ended: an event, if nothing but its end is missing."""
-        rest, self._rest = self._rest, b""
+        rest = self._taken()
         try:
             event = parse_event(_LINE_END.sub(b"\n", rest))
             if event is not None and event.data.strip() not in (b"", b"[DONE]"):
@@ -95,27 +114,47 @@ class Vetting:
         return rest
 
     def _event(self, data: bytes) -> None:
-        try:
-            found = _decode(data)
-        except msgspec.ValidationError:  # it says something else than we know of
-            found = self._read_any(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise malformed(data) from error
-        if found.error is not _NOTHING and bytes(found.error) != b"null":
+        """What the quick way could not read, or has not tried."""
+        said = read_json(data)
+        if not isinstance(said, dict):
+            return
+        if said.get("error"):
             raise BadEvent(FAILED, detail="an error event in the stream", evidence=_words(data))
+        choices = said.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("finish_reason"):
+                self._end(choice.get("index", 0))
+
+    def _note(self, found: _Chunk) -> None:
+        if found.error is not _NOTHING and bytes(found.error) not in NO_ERROR:
+            raise BadEvent(FAILED, detail="an error event in the stream", evidence=_words(bytes(found.error)))
         for choice in found.choices:
             if choice.finish_reason is not None:
-                self._ended.add(choice.index)
-                self.finished = len(self._ended) >= self._answers
+                self._end(choice.index)
 
-    def _read_any(self, data: bytes) -> _Chunk:
-        """Whether at least it tells of an error."""
-        try:
-            said = _decode_any(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise malformed(data) from error
-        told = said.get("error") if isinstance(said, dict) else None
-        return _Chunk(error=_NOTHING if told is None else msgspec.Raw(b"{}"))
+    def _end(self, answer: int) -> None:
+        self._ended.add(answer)
+        self.finished = len(self._ended) >= self.answers
+
+
+NO_ERROR = (b"null", b'""', b"{}", b"false", b"[]")
+"""What stands in events that tell of none."""
+
+
+def read_json(data: bytes) -> Any:
+    """What an event says, in whatever way it is written: with half a character, or half a pair of surrogates.
+
+    Raises:
+        BadEvent: it is no JSON.
+    """
+    try:
+        return _decode_any(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise malformed(data) from error
 
 
 FAILED = "The backend failed before the answer was complete."

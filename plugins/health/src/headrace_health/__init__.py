@@ -38,6 +38,7 @@ class Plugin:
 
     def __init__(self, config: HealthConfig, gateway: Gateway) -> None:
         self._config, self._gateway = config, gateway
+        gateway.watches = True
         self.watches: Mapping[str, Watch] = {}
         """By target's name; empty before the gateway runs."""
         self._discovery: Discovery | None = None
@@ -85,6 +86,7 @@ class Plugin:
         self._discovery = Discovery(self._gateway, [self._gateway.backend(name) for name in self._config.discover])
         self.watches = {watch.target.name: watch for watch in self._watches(checks)}
         tasks = [asyncio.create_task(watch.run(), name=f"health {name}") for name, watch in self.watches.items()]
+        tasks.append(asyncio.create_task(self._end_early(tasks[:]), name="health end"))
         try:
             yield
         finally:
@@ -92,6 +94,12 @@ class Plugin:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await checks.aclose()
+
+    async def _end_early(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Whoever has taken over checks by itself."""
+        await self._gateway.superseded.wait()
+        for task in tasks:
+            task.cancel()
 
     def _watches(self, checks: Checks) -> Iterator[Watch]:
         from .judge import Judge

@@ -69,12 +69,19 @@ class Plugin:
             return
         poller = Poller(self._config.metrics, gateway.upstream, targets, self._loads, self._rng)
         polling = asyncio.create_task(poller.run(), name="routing-poller")
+        ending = asyncio.create_task(_end_early(gateway, polling), name="routing-end")
         try:
             yield
         finally:
-            polling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await polling
+            for task in (ending, polling):
+                task.cancel()
+            await asyncio.gather(ending, polling, return_exceptions=True)
+
+
+async def _end_early(gateway: Gateway, polling: asyncio.Task[None]) -> None:
+    """Whoever has taken over polls by itself."""
+    await gateway.superseded.wait()
+    polling.cancel()
 
 
 def polled(gateway: Gateway) -> list[Target]:
