@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,8 +97,7 @@ def test_an_nginx_that_loads_no_modules_is_told_apart(module: Path, wheel_folder
 
 def test_what_the_compiler_says_is_passed_on(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "source"
-    broken.mkdir()
-    (broken / "config").write_bytes((building._source() / "config").read_bytes())
+    shutil.copytree(Path(str(building._source())), broken)
     (broken / f"{building.NAME}.c").write_text("this is no C;")
     monkeypatch.setattr(building, "_source", lambda: broken)
     with pytest.raises(HeadraceError, match=r"the module could not be made, make said:[\s\S]*error"):
@@ -106,9 +107,6 @@ def test_what_the_compiler_says_is_passed_on(module: Path, tmp_path: Path, monke
 
 def _path(_module: Any) -> str:
     """The system's nginx, of which the fixture `module` has seen that there is one."""
-    import os
-    import shutil
-
     return str(shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"))
 
 
@@ -116,8 +114,12 @@ def test_the_name_of_a_module_tells_which_source_it_was_made_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = building.file_name()
-    for name in ("config", f"{building.NAME}.c"):
-        (tmp_path / name).write_bytes((building._source() / name).read_bytes() + b" ")
-    monkeypatch.setattr(building, "_source", lambda: tmp_path)
-    assert building.file_name() != before
+    source = shutil.copytree(Path(str(building._source())), tmp_path / "source")
+    monkeypatch.setattr(building, "_source", lambda: source)
+    assert building.file_name() == before
+    names = set()
+    for each in source.iterdir():
+        each.write_bytes(each.read_bytes() + b" ")
+        names.add(building.file_name())
+    assert len(names) == 4 and before not in names
     assert Nginx(tmp_path, Platform()).platform.watcher is None

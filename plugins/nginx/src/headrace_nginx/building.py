@@ -39,7 +39,8 @@ def _source() -> Traversable:
 
 def file_name() -> str:
     """Of the module made from this source: one made from another does not know the same configuration."""
-    text = b"".join((_source() / name).read_bytes() for name in ("config", f"{NAME}.c"))
+    files = sorted((each for each in _source().iterdir() if each.is_file()), key=lambda each: each.name)
+    text = b"".join(each.read_bytes() for each in files)
     return f"{NAME}-{hashlib.sha256(text).hexdigest()[:12]}.so"
 
 

@@ -12,9 +12,13 @@ let mode = null;      // what the core wants of this reply: usage, hide, end; em
 let plain = false;    // whether pieces pass as they are
 let stream = false;   // whether it is an event stream
 let events = 0, size = 0, first = 0, made = 0;
-let cut = false, flushed = false, unfinished = false, whole = true;
+let answers = 0;      // how many a stream has; 0 if the core did not say so
+let cut = false, flushed = false, unfinished = false, whole = true, finished = false;
+let failed = false;   // whether the backend told of an error
+let over = false;     // whether the end has been sent: what follows goes nowhere
 let early = '';       // the usage in the first piece of a reply that is no stream: some say it first
-let held = null;      // the beginning of an event, until it can be said whether it is shown
+let held = null;      // the beginning of an event, until its end has come
+let loose = false;    // whether an event is passing that is too long for that
 
 const pieces = [];    // the newest ones, in a ring; small ones lie together
 let newest = 0;
@@ -53,12 +57,16 @@ function head(r) {
 // Called for every piece of a reply. The first lines are all that most of them cost.
 function filter(r, data, flags) {
     const length = data.length;
-    if (plain && length >= SMALL && events * CALL + size + made < MOST && !flags.last) {
+    if (plain && length >= SMALL && events * CALL + size + made < MOST && !flags.last &&
+        !(stream && isSpecial(data, length))) {
         events += 1;
         size += length;
         newest = newest + 1 & NEWEST;
         pieces[newest] = data;
         r.sendBuffer(data);
+        return;
+    }
+    if (over) {
         return;
     }
     if (mode === null ? begin(r) : events * CALL + size + made > MOST) {
@@ -91,23 +99,26 @@ function look(r, data, length, flags) {
         cut = true;
         throw new Error('the backend broke off');   // the client's connection breaks, too
     }
-    if (mode === 'hide') {
-        data = visible(data, flags.last || cut);
+    if (stream && length) {
+        data = visible(data);
     }
-    if (data.length || !length || flags.last) {
-        size += data.length;
-        if (stream && (cut || flags.last)) {
-            r.sendBuffer(ended(data), { last: true });
+    if (data.length || !length || flags.last || failed) {
+        if (stream && (cut || flags.last || failed)) {
+            data = ended(data);
+            r.sendBuffer(data, { last: true });
         } else {
             r.sendBuffer(data);
         }
+        size += data.length;
     }
-    plain = mode !== 'hide' && events > 0;
+    plain = mode !== 'hide' && events > 0 && held === null && !loose;
 }
 
 // Decides what is done about this reply; true if nothing is.
 function begin(r) {
-    mode = r.variables.headrace_watch || '';
+    const told = (r.variables.headrace_watch || '').split(' ');
+    mode = told[0];
+    answers = Number(told[1]) || 0;
     const found = r.headersOut['Content-Type'] || '';
     stream = r.status === 200 && found.toLowerCase().startsWith('text/event-stream');
     if (mode === 'hide' && !stream) {
@@ -154,10 +165,17 @@ function text() {
     return tail().toString();
 }
 
-// The piece without the event that tells nothing but a usage the client did not ask for.
-function visible(data, last) {
-    const length = data.length;
-    if (held === null && length > 1 && data[length - 1] === 10 && data[length - 2] === 10 && data.indexOf('"usage"') < 0) {
+// Whether a piece must be taken apart: it does not end with an event, or may have one that is not shown.
+function isSpecial(data, length) {
+    return data[length - 1] !== 10 || data[length - 2] !== 10 || data.indexOf('"error"') >= 0 ||
+        mode === 'hide' && data.indexOf('"usage"') >= 0;
+}
+
+// What is shown of a stream: whole events, up to one that tells of an error, and none that tells nothing but a usage
+// the client did not ask for. If the stream broke after half an event, nothing could be said any more.
+function visible(data) {
+    if (held === null && !isSpecial(data, data.length)) {
+        loose = false;
         return data;
     }
     const all = held === null ? data : Buffer.concat([held, data]), shown = [];
@@ -165,40 +183,75 @@ function visible(data, last) {
     let start = 0;
     for (let end = after(all, 0); end > 0; end = after(all, start)) {
         const event = all.slice(start, end);
-        if (event.indexOf('"usage"') < 0 || !/"choices"\s*:\s*\[\s*\]/.test(event.toString())) {
+        if (tellsError(event)) {
+            failed = true;
+            held = null;
+            return Buffer.concat(shown);
+        }
+        if (!hidden(event)) {
             shown.push(event);
         }
         start = end;
     }
     const rest = all.slice(start);
-    const enough = last || rest.length > HELD;   // no usage is so long
-    if (enough && rest.length) {
+    loose = rest.length > HELD || loose && start === 0;
+    if (loose) {
         shown.push(rest);
     }
-    held = enough || !rest.length ? null : Buffer.from(rest);
-    return shown.length ? Buffer.concat(shown) : Buffer.alloc(0);
+    held = rest.length && !loose ? Buffer.from(rest) : null;
+    return Buffer.concat(shown);
+}
+
+function hidden(event) {
+    return mode === 'hide' && event.indexOf('"usage"') >= 0 && /"choices"\s*:\s*\[\s*\]/.test(event.toString());
+}
+
+function tellsError(event) {
+    if (event.indexOf('"error"') < 0) {
+        return false;
+    }
+    const said = object(event);
+    return said !== null && said.error !== undefined && said.error !== null;
+}
+
+// The JSON object in an event; null if there is none that can be read.
+function object(event) {
+    const found = /^data:\s*(\{.*)$/m.exec(event.toString());
+    try {
+        return found && JSON.parse(found[1]);
+    } catch (error) {
+        return null;
+    }
 }
 
 // Where the event that begins at `start` ends; 0 if it does not.
 function after(data, start) {
-    const plain = data.indexOf('\n\n', start), wide = data.indexOf('\r\n\r\n', start);
-    if (plain < 0 && wide < 0) {
-        return 0;
-    }
-    return wide >= 0 && (plain < 0 || wide < plain) ? wide + 4 : plain + 2;
+    const found = ['\n\n', '\r\n\r\n', '\r\r'].map(ends => {
+        const at = data.indexOf(ends, start);
+        return at < 0 ? Infinity : at + ends.length;
+    });
+    const first = Math.min(found[0], found[1], found[2]);
+    return first === Infinity ? 0 : first;
 }
 
 // The last piece of a stream; if the stream is not whole, with an event that says so.
 function ended(data) {
-    const said = text();
-    const failed = /(^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]/.test(said);
-    if (!cut && !failed && (/\[DONE\]\s*$/.test(said) || /"finish_reason"\s*:\s*"/.test(said))) {
-        return data;
+    const all = tail(), rest = held === null ? Buffer.alloc(0) : held, shown = [data];
+    const sent = all.slice(0, Math.max(0, all.length - rest.length)).toString();
+    const half = cut || /^data:\s*\{/m.test(rest.toString()) && object(rest) === null;
+    const said = half ? sent : all.toString(), reason = /"finish_reason"\s*:\s*"/.test(said);
+    failed = failed || !half && tellsError(rest);
+    finished = cut && answers === 1 && reason;   // what is missing is its farewell
+    unfinished = failed || !finished && (cut || !reason && !/\[DONE\]\s*$/.test(said));
+    if (unfinished) {
+        const open = !failed && sent && !/(\n\n|\r\n\r\n|\r\r)$/.test(sent);
+        shown.push(Buffer.from((open ? '\n\n' : '') + (failed ? FAILED : cut ? BROKEN : UNFINISHED)));
+    } else if (!half && !hidden(rest)) {
+        shown.push(rest);
     }
-    unfinished = true;
-    const event = (/(\n\n|\r\n\r\n|\r\r)$/.test(said) ? '' : '\n\n') + (cut ? BROKEN : UNFINISHED);
-    size += event.length;
-    return Buffer.concat([data, Buffer.from(event)]);
+    cut = cut && !finished;
+    over = true;
+    return Buffer.concat(shown);
 }
 
 // The last usage object, in base64. The word alone may be a token, or a null.
@@ -226,7 +279,7 @@ function watched(r) {
         return '';
     }
     return `{"events":${events},"size":${size},"cut":${cut},"unfinished":${unfinished},"whole":${whole},` +
-        `"first":${first},"usage":"${usage(tail()) || early}"}`;
+        `"finished":${finished},"why":"${failed ? 'failed' : ''}","first":${first},"usage":"${usage(tail()) || early}"}`;
 }
 
 export default { body, filter, head, watched };

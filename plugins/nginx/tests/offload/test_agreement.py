@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -14,18 +15,23 @@ from hypothesis import strategies as some
 from headrace_nginx.scripts import ending_events
 
 KEPT, USAGE_BYTES = 4096, 1024
-BROKEN, UNFINISHED = (event.encode() for event in ending_events())
+BROKEN, UNFINISHED, FAILED, MALFORMED = (event.encode() for event in ending_events())
 EVENTS = [
     'data: {"choices":[{"delta":{"content":"é你🦊"}}],"usage":null}\n\n',
     'data: {"choices":[{"delta":{"content":"a \\"usage\\":{\\n\\n [DONE]"},"finish_reason":null}]}\n\n',
     'data: {"choices":[{"delta":{"content":"data: {\\"error\\": {"}}]}\n\n',
     'data: {"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}\n\n',
+    'data: {"choices":[{"finish_reason" : "length","delta":{"index":3}, "index": 1}]}\n\n',
     'data: {"choices" : [ ] ,"usage":{"prompt_tokens":11,"completion_tokens":2},"x":"🦊"}\n\n',
     'event: end\nid: 7\ndata: {"choices":[],"usage": {"completion_tokens":3}}\n\n',
     'data: {"choices":[],"usage":null}\n\n',
     'data: {"choices":[],"prompt_filter_results":[{}]}\n\n',
     ": a comment\n\n",
     'data: {"error": {"message":"out of memory"}}\n\n',
+    'data: {"choices":[{"delta":{"content":"\\\\"},"error":{}}],"a":{"error":1},"error" : null}\n\n',
+    'data: {"id":"1","choices":[],"error":"out of memory","usage":{}}\n\n',
+    'data: {"choices":[{"delta":{"content":"a"}]}\n\n',
+    "data: }\n\n",
     'data:{"choices":[{"delta":{"content":"' + "long " * 900 + '"}}]}\n\n',
     "data: [DONE]\n\n",
 ]
@@ -41,6 +47,8 @@ class Reply(NamedTuple):
     """What a backend sends: `wire` are the pieces after the head, whether they are all or not."""
 
     watch: str
+    answers: int
+    """That the stream has; 0: the core does not say so."""
     stream: bool
     framing: str
     """`closing` as in HTTP/1.0, `chunked`, or `length`."""
@@ -69,17 +77,37 @@ class Reply(NamedTuple):
 class Expected(NamedTuple):
     body: bytes
     whole: bool
-    seen: tuple[int, bool, bool, bytes] | None
-    """Size, cut, unfinished and usage as they are reported; None if nobody watches."""
+    seen: tuple[int, bool, bool, bool, str, bytes] | None
+    """Size, cut, unfinished, finished, why and, unless an event ended it, usage as they are reported; None if nobody
+    watches."""
 
 
-def without_usage_events(body: bytes) -> bytes:
-    events = re.findall(rb".*?(?:\n\n|\r\n\r\n)|.+$", body, re.DOTALL)
-    alone = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-    hidden = [
-        b'"usage"' in event and alone.search(event) and event.endswith((b"\n\n", b"\r\n\r\n")) for event in events
-    ]
-    return b"".join(event for event, is_hidden in zip(events, hidden, strict=True) if not is_hidden)
+class Event(NamedTuple):
+    """What an event says."""
+
+    why: str
+    """What is wrong with it."""
+    hidden: bool
+    finished: set[int]
+    """Which answers give their finish reasons."""
+
+
+def read(event: bytes, watch: str, module: bool) -> Event:
+    data = b"\n".join(re.findall(rb"(?m)^data:(.*)$", event)).strip()
+    if data.startswith(b"["):
+        return Event("", False, set())
+    try:
+        said = json.loads(data or b"{}")
+    except ValueError:
+        return Event("malformed" if module or (data.startswith(b"{") and not is_over(event)) else "", False, set())
+    choices = said.get("choices", [])
+    finished = {each.get("index", 0) for each in choices if each.get("finish_reason")}
+    failed = "failed" if said.get("error") is not None else ""
+    return Event(failed, watch == "hide" and "usage" in said and not choices, finished)
+
+
+def is_over(event: bytes) -> bool:
+    return event.endswith((b"\n\n", b"\r\n\r\n"))
 
 
 def usage_in(tail: bytes) -> bytes:
@@ -87,22 +115,45 @@ def usage_in(tail: bytes) -> bytes:
     return tail[found[-1].start() :][:USAGE_BYTES] if found else b""
 
 
-def expected(reply: Reply, body: bytes, arrived: bool) -> Expected:
-    """What shall become of `body`, which is what came; `arrived`: whether that was all, as far as HTTP says."""
-    if reply.watch == "end" and reply.framing == "chunked":
+def expected(reply: Reply, body: bytes, arrived: bool, module: bool) -> Expected:
+    """What shall become of `body`, which is what came; `arrived`: whether that was all, as far as HTTP says.
+
+    The script does not see what is no JSON, and does not count answers that finish.
+    """
+    if reply.watch == "end" and reply.framing == "chunked" and not (reply.answers and module):
         return Expected(body, arrived, None)
     tail = body[-KEPT:]
     if not reply.stream:
         torn = reply.framing == "closing" and not tail.rstrip().endswith((b"}", b"]"))
-        return Expected(body, arrived and not torn, (len(body), torn or not arrived, False, usage_in(tail)))
-    shown = without_usage_events(body) if reply.watch == "hide" else body
-    failed = re.search(rb'(^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]', tail)
-    said_all = tail.rstrip().endswith(b"[DONE]") or re.search(rb'"finish_reason"\s*:\s*"', tail)
-    unfinished = not arrived or bool(failed) or not said_all
-    if unfinished:
-        shown += b"" if tail.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
-        shown += UNFINISHED if arrived else BROKEN
-    return Expected(shown, True, (len(shown), not arrived, unfinished, usage_in(tail)))
+        return Expected(body, arrived and not torn, (len(body), torn or not arrived, False, False, "", usage_in(tail)))
+    events = re.findall(rb".*?(?:\n\n|\r\n\r\n)|.+$", body, re.DOTALL)
+    rest = events.pop() if events and not is_over(events[-1]) else b""
+    shown, finished = b"", set[int]()
+    for event in events:
+        said = read(event, reply.watch, module)
+        if said.why:
+            return ended(shown, FAILED if said.why == "failed" else MALFORMED, False, said.why, b"")
+        shown += b"" if said.hidden else event
+        finished |= said.finished
+    last = read(rest, reply.watch, module)
+    if not arrived or last.why == "malformed":
+        tail, rest, last = tail[: len(tail) - len(rest)], b"", Event("", True, set())
+    reason = re.search(rb'"finish_reason"\s*:\s*"', tail)
+    if not arrived:
+        if 0 < reply.answers <= len(finished) if module else reply.answers == 1 and reason:
+            return Expected(shown, True, (len(shown), False, False, True, "", usage_in(body[-KEPT:])))
+        return ended(shown, BROKEN, True, "", usage_in(body[-KEPT:]))
+    if last.why:
+        return ended(shown, FAILED, False, last.why, b"")
+    if not reason and not tail.rstrip().endswith(b"[DONE]"):
+        return ended(shown, UNFINISHED, False, "", usage_in(body[-KEPT:]))
+    shown += b"" if last.hidden else rest
+    return Expected(shown, True, (len(shown), False, False, False, "", usage_in(body[-KEPT:])))
+
+
+def ended(shown: bytes, event: bytes, broken: bool, why: str, usage: bytes) -> Expected:
+    """A stream that ends with an event of ours."""
+    return Expected(shown + event, True, (len(shown + event), broken, True, False, why, usage))
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -132,10 +183,8 @@ def replies(draw: some.DrawFn) -> Reply:
     wire = chunks(body, draw(PLACES)) if framing == "chunked" else body
     if draw(some.booleans()):  # broken off somewhere, often near the end
         wire = wire[: len(wire) - draw(some.integers(1, 40) | some.integers(1, 100_000)) % (len(wire) + 1)]
-    reply = Reply(
-        draw(some.sampled_from(["usage", "hide", "end"])), stream, framing, len(body), cut(wire, draw(PLACES)), False
-    )
-    return reply._replace(joined=draw(some.booleans()))
+    watch, answers = draw(some.sampled_from(["usage", "hide", "end"])), draw(some.sampled_from([0, 1, 1, 2]))
+    return Reply(watch, answers, stream, framing, len(body), cut(wire, draw(PLACES)), draw(some.booleans()))
 
 
 def sent_of(reply: Reply, http: Any) -> tuple[Reply, bytes, bool]:
@@ -146,12 +195,15 @@ def sent_of(reply: Reply, http: Any) -> tuple[Reply, bytes, bool]:
     return reply, got.body, got.whole
 
 
-def check(stage: Any, http: Any, reply: Reply) -> None:
+def check(stage: Any, http: Any, reply: Reply, module: bool) -> None:
     reply, body, arrived = sent_of(reply, http)
-    wanted = expected(reply, body, arrived)
-    result = stage.ask(reply.pieces(), reply.watch)
-    found = [(each.size, each.cut, each.unfinished, each.usage) for each in result.report.watched]
+    wanted = expected(reply, body, arrived, module)
+    result = stage.ask(reply.pieces(), f"{reply.watch} {reply.answers} 60000" if reply.answers else reply.watch)
     assert (result.got.body, result.got.whole) == (wanted.body, wanted.whole)
+    found = [
+        (each.size, each.cut, each.unfinished, each.finished, each.why, b"" if each.why else each.usage)
+        for each in result.report.watched
+    ]
     assert found == ([] if wanted.seen is None else [wanted.seen])
     assert (result.report.status, result.got.status) == (200, 200)
 
@@ -160,8 +212,8 @@ def check(stage: Any, http: Any, reply: Reply) -> None:
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(reply=replies())
-def test_what_becomes_of_a_reply_is_what_a_simple_model_says(stage: Any, http: Any, reply: Reply) -> None:
-    check(stage, http, reply)
+def test_what_becomes_of_a_reply_is_what_a_simple_model_says(stage: Any, binary: Any, http: Any, reply: Reply) -> None:
+    check(stage, http, reply, binary.module is not None)
 
 
 @pytest.mark.parametrize("first", [100, 5000])

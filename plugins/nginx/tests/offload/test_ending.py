@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headrace.delivery import UNFINISHED
-from headrace.streaming import EventSplitter
+from headrace.vetting import FAILED
 
 FIRST = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 LAST = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -70,13 +70,37 @@ def test_a_stream_that_breaks_before_its_first_event_is_told(stage: Any, http: A
     assert result.watched.cut
 
 
-@pytest.mark.parametrize("part", [FIRST[:20], FIRST[:-1], FIRST[:-2], FIRST + b"\n", FIRST + b"da"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("part", [FIRST[:20], FIRST[:-1], FIRST[:-2], FIRST + b": b", FIRST + b"da"])
 @pytest.mark.parametrize("watch", WATCHES)
-def test_half_an_event_does_not_swallow_the_error(stage: Any, http: Any, watch: str, part: bytes) -> None:
-    result = stage.ask(http.closing(FIRST, part), watch)
-    assert result.got.body.startswith(FIRST + part)
-    events = EventSplitter().feed(result.got.body)
-    assert "error" in events[-1].json(), result.got.body
+def test_half_an_event_is_not_sent(stage: Any, http: Any, watch: str, part: bytes, ends: str) -> None:
+    first, sent = (each.decode().replace("\n", ends).encode() for each in (FIRST, part))
+    result = stage.ask(http.closing(first, sent), watch)
+    assert UNFINISHED in error_of(result.got, first * (2 if part.startswith(FIRST) else 1))
+    assert result.watched.size == len(result.got.body)
+
+
+@pytest.mark.parametrize("watch", ["usage", "hide"])
+@pytest.mark.parametrize("part", [LAST[:20], LAST[:-1], b"data: [DONE]\n"])
+def test_half_an_event_of_a_stream_that_breaks_is_not_sent(stage: Any, http: Any, watch: str, part: bytes) -> None:
+    result = stage.ask(http.chunked(FIRST, part, ends=False), watch)
+    assert "broke" in error_of(result.got, FIRST)
+
+
+@pytest.mark.parametrize("watch", WATCHES)
+def test_half_an_event_after_a_whole_answer_is_dropped(stage: Any, http: Any, watch: str) -> None:
+    result = stage.ask(http.closing(LAST, FIRST[:20]), watch)
+    assert (result.got.body, result.watched.unfinished) == (LAST, False)
+
+
+@pytest.mark.parametrize("watch", ["usage", "hide"])
+def test_an_event_that_is_too_long_to_be_kept_back_does_not_swallow_the_error(
+    stage: Any, http: Any, watch: str
+) -> None:
+    pieces = [b'data: {"a":"' + b"a" * 10_000, *[b"a" * 10_000] * 30]
+    result = stage.ask(http.chunked(*pieces, ends=False), watch)
+    assert result.got.body.startswith(b"".join(pieces))
+    assert "broke" in error_of(result.got, b"".join(pieces) + b"\n\n")
 
 
 @pytest.mark.parametrize("watch", WATCHES)
@@ -94,8 +118,9 @@ def test_a_stream_that_said_all_is_not_touched(stage: Any, http: Any, watch: str
 def test_an_error_of_the_backend_before_the_end_mark_is_no_success(stage: Any, http: Any, watch: str) -> None:
     error = b'data: {"error": {"message": "out of memory"}}\n\n'
     result = stage.ask(http.closing(FIRST, error, DONE), watch)
-    assert result.got.body.startswith(FIRST + error + DONE)
-    assert result.watched.unfinished
+    assert FAILED in error_of(result.got, FIRST)
+    assert result.got.whole
+    assert (result.watched.unfinished, result.watched.why) == (True, "failed")
 
 
 @pytest.mark.parametrize("watch", WATCHES)

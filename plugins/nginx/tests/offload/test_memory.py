@@ -91,3 +91,16 @@ def test_pieces_that_are_rebuilt_cost_the_module_no_more(
         result = stage.ask(http.chunked(*halves, DONE), "hide")
         assert result.got.body == event * 8000 + DONE and before.got.whole
         assert peak(stage.worker) - resident < MIB
+
+
+def test_an_event_that_does_not_end_costs_the_module_no_more_than_a_long_one(
+    staged: Callable[..., Any], binary: Any, http: Any, tmp_path: Path
+) -> None:
+    if binary.module is None:
+        pytest.skip("the script keeps what it is given")
+    pieces = [b'data: {"a":"', *[b"a" * 7000] * 3000]
+    with staged(tmp_path, binary) as stage:
+        stage.ask(http.chunked(PIECE, DONE), "usage")
+        before = peak(stage.worker)
+        assert stage.ask(http.chunked(*pieces), "usage").got.body.startswith(b"".join(pieces))
+        assert peak(stage.worker) - before < 2 * MIB

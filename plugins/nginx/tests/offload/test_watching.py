@@ -90,7 +90,7 @@ SIZES = [4095, 4096, 4097, 8191, 8192, 8193, 16_384, 16_385, 40_000]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_usage_is_found_however_large_the_pieces_are(stage: Any, http: Any, size: int) -> None:
-    text = ("data: 0123456789\n\n" * (size // 18 + 1))[:size].encode()
+    text = (": 0123456789abcd\n\n" * (size // 18 + 1))[:size].encode()
     pieces = (text, text[:100], text, USAGE, b"data: [DONE]\n\n")
     passed(stage.ask(http.chunked(*pieces), "usage"), b"".join(pieces))
     together = text + USAGE + b"data: [DONE]\n\n"
@@ -160,7 +160,7 @@ def test_times_are_those_of_the_backend(stage: Any, http: Any) -> None:
 
 
 def test_a_reply_too_large_for_the_script_to_watch_passes_all_the_same(stage: Any, http: Any, binary: Any) -> None:
-    piece = b"data: " + b"x" * 16_000 + b"\n\n"
+    piece = b": " + b"x" * 16_000 + b"\n\n"
     for watch in ("usage", "hide"):
         result = stage.ask(http.chunked(*[piece] * 600, *EVENTS), watch)
         hidden = binary.module is not None and watch == "hide"

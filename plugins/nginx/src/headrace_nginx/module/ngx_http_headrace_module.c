@@ -1,25 +1,33 @@
 /*
- * Watches replies that nginx delivers without the core: what replies.js does, without a script's cost per piece.
+ * Watches replies that nginx delivers without the core: what replies.js does and more, without a script's cost per
+ * piece.
  *
- *   headrace_watch VALUE;               what is wanted of a location's replies: usage, hide or end; empty: nothing
- *   headrace_failed VALUE;              not empty: a backend failed before, and no copy of its challenge is answered
- *   headrace_events BROKEN UNFINISHED;  the events that end a stream that the backend broke off, or did not finish
- *   $headrace_seen                      for the report: what was seen, as JSON
+ *   headrace_watch VALUE;       what is wanted of a location's replies: usage, hide or end; empty: nothing. For a stream
+ *                               also: how many answers it has, for how many milliseconds it may be silent
+ *   headrace_failed VALUE;      not empty: a backend failed before, and no copy of its challenge is answered
+ *   headrace_events BROKEN UNFINISHED FAILED MALFORMED;
+ *                               the events that end a stream that the backend broke off, or did not finish, in which it
+ *                               told of an error, or said what is no JSON
+ *   $headrace_seen              for the report: what was seen, as JSON
  *
- * A piece that is passed on as it is costs a copy of its last bytes. Memory per reply does not depend on its length.
- * Pieces are only rebuilt where an event that nobody asked for is left out; nginx's `shadow` buffers keep the backend
- * waiting while a slow client reads them.
+ * A piece that is passed on as it is, as almost all are, is read once, and its last bytes are copied. Memory per reply
+ * does not depend on its length. Pieces are only rebuilt where an event is left out or comes in parts; nginx's `shadow`
+ * buffers keep the backend waiting while a slow client reads them.
  */
 
 #include <ngx_config.h>
 #include <ngx_core.h>
 #include <ngx_http.h>
 
+#include "headrace_events.h"
+
 #define KEPT 4096           /* bytes of a reply's end that are looked at */
-#define HELD 16384          /* bytes of an unfinished event that are kept back: no usage is so long */
+#define HELD 262144         /* bytes of an unfinished event that are kept back */
+#define FIRST_HELD 4096     /* that there is room for at first */
+#define FAREWELL 2000       /* milliseconds for which a stream that has said all is waited for */
 #define USAGE_BYTES 1024    /* reported of a usage object */
 #define USAGE_TRIES 64
-#define REPORT_BYTES (160 + (USAGE_BYTES + 2) / 3 * 4)
+#define REPORT_BYTES (256 + (USAGE_BYTES + 2) / 3 * 4)
 
 typedef enum {
     mode_none = 0,
@@ -33,9 +41,16 @@ typedef struct {
     ngx_http_complex_value_t  *failed;
 } loc_conf_t;
 
+typedef enum {
+    end_well = 0,
+    end_broken,
+    end_unfinished,
+    end_failed,
+    end_malformed
+} end_e;
+
 typedef struct {
-    ngx_str_t  broken;
-    ngx_str_t  unfinished;
+    ngx_str_t  events[4];       /* for the others */
 } main_conf_t;
 
 typedef struct {
@@ -46,12 +61,21 @@ typedef struct {
     unsigned      stream:1;
     unsigned      cut:1;
     unsigned      unfinished:1;
+    unsigned      finished:1;   /* cut, and yet all was said */
     unsigned      ended:1;
+    unsigned      loose:1;      /* in an event that is too long to be kept back */
+    end_e         end;          /* how the stream ends, or has to */
+    ngx_uint_t    answers;      /* that the stream has; 0: unknown */
+    uint64_t      reasons;      /* a bit for each that has given its finish reason */
+    ngx_msec_t    idle;         /* 0: unknown */
+    ngx_http_upstream_conf_t  *limits;
     u_char       *tail;         /* of 2 * KEPT bytes */
     size_t        tail_size;
     ngx_str_t     early;        /* the usage in the first piece of a reply that is no stream: some say it first */
-    u_char       *held;         /* of HELD bytes */
+    u_char       *held;         /* the beginning of an event, of `held_room` bytes */
     size_t        held_size;
+    size_t        held_room;
+    headrace_line_e  line;      /* how far that event has come, or the one that is too long */
     ngx_chain_t  *free;
     ngx_chain_t  *busy;
 } watch_t;
@@ -71,7 +95,7 @@ static ngx_command_t  commands[] = {
       NGX_HTTP_LOC_CONF_OFFSET, offsetof(loc_conf_t, watch), NULL },
     { ngx_string("headrace_failed"), NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1, ngx_http_set_complex_value_slot,
       NGX_HTTP_LOC_CONF_OFFSET, offsetof(loc_conf_t, failed), NULL },
-    { ngx_string("headrace_events"), NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2, set_events,
+    { ngx_string("headrace_events"), NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE4, set_events,
       NGX_HTTP_MAIN_CONF_OFFSET, 0, NULL },
     ngx_null_command
 };
@@ -185,47 +209,6 @@ has_finish_reason(u_char *start, u_char *end)
 }
 
 
-/* Whether an event tells nothing but a usage: its list of choices is empty. */
-static ngx_flag_t
-is_usage_alone(u_char *start, u_char *end)
-{
-    u_char  *at, *value;
-
-    if (find(start, end, "\"usage\"") == NULL) {
-        return 0;
-    }
-    for (at = start; (at = find(at, end, "\"choices\"")) != NULL; at++) {
-        value = after_key(at, end, "\"choices\"");
-        if (value != NULL && value < end && *value == '[') {
-            value = skip_space(value + 1, end);
-            if (value < end && *value == ']') {
-                return 1;
-            }
-        }
-    }
-    return 0;
-}
-
-
-/* Where the event that begins at `start` ends; NULL if it does not. */
-static u_char *
-event_end(u_char *start, u_char *end)
-{
-    u_char  *plain = find(start, end, "\n\n");
-    u_char  *wide = find(start, plain ? ngx_min(plain + 3, end) : end, "\r\n\r\n");     /* one that begins earlier */
-
-    return wide ? wide + 4 : plain ? plain + 2 : NULL;
-}
-
-
-/* Whether a piece ends with an event and tells no usage. */
-static ngx_flag_t
-is_visible(ngx_buf_t *buffer)
-{
-    return ends_with(buffer->pos, buffer->last, "\n\n") && find(buffer->pos, buffer->last, "\"usage\"") == NULL;
-}
-
-
 /* The last usage object. The word alone may be a token, or a null. */
 static ngx_str_t
 last_usage(u_char *start, u_char *end)
@@ -254,20 +237,43 @@ last_usage(u_char *start, u_char *end)
 
 /* --- one reply ------------------------------------------------------------------------------------------------ */
 
-static mode_e
-mode_of(ngx_str_t *wanted, ngx_http_request_t *r, watch_t *watch)
+/* A number after a space; 0 if there is none. */
+static ngx_uint_t
+number(u_char **at, u_char *end)
 {
-    if (wanted->len == 5 && ngx_memcmp(wanted->data, "usage", 5) == 0) {
-        return mode_usage;
+    ngx_uint_t  found = 0;
+
+    if (*at < end && **at == ' ') {
+        for ((*at)++; *at < end && **at >= '0' && **at <= '9' && found < NGX_MAX_INT32_VALUE / 10; (*at)++) {
+            found = 10 * found + (**at - '0');
+        }
     }
-    if (wanted->len == 4 && ngx_memcmp(wanted->data, "hide", 4) == 0) {
-        return watch->stream ? mode_hide : mode_usage;
+    return found;
+}
+
+
+static void
+be_told(ngx_str_t *wanted, ngx_http_request_t *r, watch_t *watch)
+{
+    size_t   length = wanted->len;
+    u_char  *end = wanted->data + wanted->len, *at = ngx_strlchr(wanted->data, end, ' ');
+
+    if (at != NULL) {
+        length = at - wanted->data;
+        watch->answers = number(&at, end);
+        watch->idle = number(&at, end);
     }
-    if (wanted->len == 3 && ngx_memcmp(wanted->data, "end", 3) == 0) {
+    if (length == 5 && ngx_memcmp(wanted->data, "usage", 5) == 0) {
+        watch->mode = mode_usage;
+    } else if (length == 4 && ngx_memcmp(wanted->data, "hide", 4) == 0) {
+        watch->mode = watch->stream ? mode_hide : mode_usage;
+    } else if (length == 3 && ngx_memcmp(wanted->data, "end", 3) == 0) {
         /* chunked: HTTP itself says whether the reply is whole, and nginx tells the core of one that is not */
-        return r->upstream && r->upstream->headers_in.transfer_encoding ? mode_none : mode_end;
+        watch->mode = mode_end;
+        if (!watch->answers && r->upstream && r->upstream->headers_in.transfer_encoding) {
+            watch->mode = mode_none;
+        }
     }
-    return mode_none;
 }
 
 
@@ -330,7 +336,7 @@ header_filter(ngx_http_request_t *r)
         drop_challenge(r);
     }
     watch->stream = r->headers_out.status == NGX_HTTP_OK && content_type_is(r, "text/event-stream");
-    watch->mode = mode_of(&wanted, r, watch);
+    be_told(&wanted, r, watch);
     if (watch->mode != mode_none) {
         watch->tail = ngx_pnalloc(r->pool, 2 * KEPT);
         if (watch->tail == NULL) {
@@ -406,107 +412,376 @@ own_link(ngx_http_request_t *r, watch_t *watch, size_t size)
 }
 
 
-/*
- * The piece in `buffer` without the events that tell nothing but a usage the client did not ask for, in `*link`, which
- * may then be empty. What may become such an event is kept back until it has come. NGX_DECLINED: it goes as it is.
- */
-static ngx_int_t
-visible(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t last, ngx_chain_t **link)
-{
-    u_char  *end, *start, *next, *out;
-    size_t   rest, size = ngx_buf_in_memory(buffer) ? buffer->last - buffer->pos : 0;
+/* --- a stream's events ---------------------------------------------------------------------------------------- */
 
-    if (watch->held_size == 0 && (size == 0 || is_visible(buffer))) {
-        return NGX_DECLINED;
+/* From now on the backend may be silent for so long: nginx's own timer sees to it. It may wait that bit longer. */
+static void
+limit_silence(ngx_http_request_t *r, watch_t *watch, ngx_msec_t idle)
+{
+    ngx_http_upstream_t  *u = r->upstream;
+
+    if (u == NULL || u->buffering) {
+        return;
     }
-    *link = own_link(r, watch, watch->held_size + size);
-    if (*link == NULL) {
-        return NGX_ERROR;
+    if (watch->limits == NULL) {
+        watch->limits = ngx_palloc(r->pool, sizeof(ngx_http_upstream_conf_t));
+        if (watch->limits == NULL) {
+            return;
+        }
+        *watch->limits = *u->conf;
+        u->conf = watch->limits;
     }
-    start = out = (*link)->buf->start;
-    end = watch->held_size ? ngx_cpymem(start, watch->held, watch->held_size) : start;
-    end = size ? ngx_cpymem(end, buffer->pos, size) : end;
-    watch->held_size = 0;
-    for (; (next = event_end(start, end)) != NULL; start = next) {
-        if (!is_usage_alone(start, next)) {
-            ngx_memmove(out, start, next - start);
-            out += next - start;
+    watch->limits->read_timeout = idle + NGX_TIMER_LAZY_DELAY;
+}
+
+
+static ngx_flag_t
+all_said(watch_t *watch)
+{
+    return watch->answers && (ngx_uint_t) __builtin_popcountll(watch->reasons) >= watch->answers;
+}
+
+
+/* Whether an event goes on. If it ends the stream, `watch->end` says how. */
+static ngx_flag_t
+is_shown(ngx_http_request_t *r, watch_t *watch, headrace_event_t *event)
+{
+    if (event->malformed || event->error) {
+        watch->end = event->malformed ? end_malformed : end_failed;
+        return 0;
+    }
+    if (event->finished & ~watch->reasons) {
+        watch->reasons |= event->finished;
+        if (all_said(watch) && watch->idle) {
+            limit_silence(r, watch, ngx_min(watch->idle, FAREWELL));
         }
     }
-    rest = end - start;
-    if (last || rest > HELD) {
-        ngx_memmove(out, start, rest);
-        out += rest;
-    } else if (rest) {
-        if (watch->held == NULL && (watch->held = ngx_pnalloc(r->pool, HELD)) == NULL) {
+    return watch->mode != mode_hide || !event->usage || !event->no_choices;
+}
+
+
+/* How much of a piece goes on as it is; `*half`: what follows is the beginning of an event. */
+static u_char *
+plain_end(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t *half)
+{
+    u_char            *at = buffer->pos, *next;
+    headrace_event_t   event;
+
+    *half = 0;
+    if (watch->loose) {
+        at = headrace_event_end(&watch->line, at, buffer->last);
+        if (at == NULL) {
+            return buffer->last;
+        }
+        watch->loose = 0;
+    }
+    for (; at != buffer->last; at = next) {
+        next = headrace_read_event(at, buffer->last, &event);
+        if (next == NULL) {
+            *half = 1;
+            return at;
+        }
+        if (!is_shown(r, watch, &event)) {
+            return at;
+        }
+    }
+    return at;
+}
+
+
+/* Keeps back the next part of an event, for if the stream broke now, nothing could be said after it any more. */
+static ngx_int_t
+hold(ngx_http_request_t *r, watch_t *watch, u_char *data, size_t size)
+{
+    size_t   room = watch->held_room ? watch->held_room : FIRST_HELD;
+    u_char  *more;
+
+    while (room < watch->held_size + size) {
+        room *= 2;
+    }
+    if (room > watch->held_room) {
+        more = ngx_palloc(r->pool, room);
+        if (more == NULL) {
             return NGX_ERROR;
         }
-        ngx_memcpy(watch->held, start, rest);
-        watch->held_size = rest;
+        if (watch->held != NULL) {
+            ngx_memcpy(more, watch->held, watch->held_size);
+            ngx_pfree(r->pool, watch->held);
+        }
+        watch->held = more;
+        watch->held_room = room;
     }
-    (*link)->buf->last = out;
+    ngx_memcpy(watch->held + watch->held_size, data, size);
+    watch->held_size += size;
     return NGX_OK;
 }
 
 
-/* Whether a stream said all it had to say; else the event to add is in `*event`. */
-static ngx_flag_t
-is_whole(ngx_http_request_t *r, watch_t *watch, ngx_str_t *event)
+/* Keeps the beginning of an event back, unless it is too long: then it goes on. Returns the end of what goes on. */
+static u_char *
+hold_half(ngx_http_request_t *r, watch_t *watch, u_char *at, u_char *end)
 {
-    u_char       *start, *end, *text_end;
-    main_conf_t  *conf = ngx_http_get_module_main_conf(r, ngx_http_headrace_module);
-
-    tail_of(watch, &start, &end);
-    text_end = without_space(start, end);
-    if (!watch->cut && !has_error(start, end)
-        && (ends_with(start, text_end, "[DONE]") || has_finish_reason(start, end)))
-    {
-        return 1;
+    if (at == end) {
+        return at;
     }
-    *event = watch->cut ? conf->broken : conf->unfinished;
-    return 0;
+    watch->line = line_ended;
+    (void) headrace_event_end(&watch->line, at, end);
+    if (end - at > HELD) {
+        watch->loose = 1;
+        return end;
+    }
+    return hold(r, watch, at, end - at) == NGX_OK ? at : NULL;
+}
+
+
+/* Leaves out of `at` to `end` what does not go on; returns the new end. */
+static u_char *
+select_events(ngx_http_request_t *r, watch_t *watch, u_char *at, u_char *end)
+{
+    u_char            *out = at, *next;
+    headrace_event_t   event;
+
+    for (; (next = headrace_read_event(at, end, &event)) != NULL; at = next) {
+        if (is_shown(r, watch, &event)) {
+            ngx_memmove(out, at, next - at);
+            out += next - at;
+        } else if (watch->end) {
+            return out;
+        }
+    }
+    next = hold_half(r, watch, at, end);
+    if (next == NULL) {
+        return NULL;
+    }
+    ngx_memmove(out, at, next - at);
+    return out + (next - at);
+}
+
+
+/*
+ * What goes on of a stream's piece, in `*link`: from the first event on that is left out, with what was kept back of
+ * the one before. NGX_DECLINED: it is all in `buffer`, which may have become shorter.
+ */
+static ngx_int_t
+choose(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t **link)
+{
+    u_char      *at = buffer->pos, *start, *end;
+    size_t       held = watch->held_size, size = buffer->last - buffer->pos;
+    ngx_flag_t   half, complete = 1;
+
+    if (held == 0) {
+        at = plain_end(r, watch, buffer, &half);
+        if (half) {
+            at = hold_half(r, watch, at, buffer->last);
+        }
+        if (at == NULL) {
+            return NGX_ERROR;
+        }
+        if (half || watch->end || at == buffer->last) {
+            buffer->last = at;
+            return NGX_DECLINED;
+        }
+    } else if (headrace_event_end(&watch->line, at, buffer->last) == NULL) {
+        if (held + size <= HELD) {
+            buffer->pos = buffer->last;
+            return hold(r, watch, at, size) == NGX_OK ? NGX_DECLINED : NGX_ERROR;
+        }
+        complete = 0;
+        watch->loose = 1;
+    }
+    *link = own_link(r, watch, held + size);
+    if (*link == NULL) {
+        return NGX_ERROR;
+    }
+    start = (*link)->buf->start;
+    end = held ? ngx_cpymem(start, watch->held, held) : start;
+    end = ngx_cpymem(end, buffer->pos, size);
+    watch->held_size = 0;
+    if (complete) {
+        end = select_events(r, watch, start + (at - buffer->pos), end);
+        if (end == NULL) {
+            return NGX_ERROR;
+        }
+    }
+    (*link)->buf->last = end;
+    return NGX_OK;
+}
+
+
+static void
+add(watch_t *watch, ngx_chain_t *link, ngx_chain_t ***place)
+{
+    watch->size += ngx_buf_size(link->buf);
+    link->next = NULL;
+    **place = link;
+    *place = &link->next;
+}
+
+
+static ngx_int_t
+add_buffer(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t ***place)
+{
+    ngx_chain_t  *link = ngx_alloc_chain_link(r->pool);
+
+    if (link == NULL) {
+        return NGX_ERROR;
+    }
+    link->buf = buffer;
+    add(watch, link, place);
+    return NGX_OK;
+}
+
+
+/* Adds what goes on of a stream's piece. */
+static ngx_int_t
+pass_on(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t ***place)
+{
+    ngx_int_t     rc;
+    ngx_chain_t  *link = NULL;
+
+    rc = choose(r, watch, buffer, &link);
+    if (rc == NGX_ERROR) {
+        return NGX_ERROR;
+    }
+    if (rc == NGX_DECLINED) {
+        return buffer->last == buffer->pos ? NGX_OK : add_buffer(r, watch, buffer, place);
+    }
+    if (link->buf->last == link->buf->pos) {    /* nothing of it is shown */
+        buffer->pos = buffer->last;
+        link->next = watch->free;
+        watch->free = link;
+        return NGX_OK;
+    }
+    link->buf->shadow = buffer;
+    link->buf->flush = 1;
+    add(watch, link, place);
+    return NGX_OK;
+}
+
+
+/* --- a stream's end ------------------------------------------------------------------------------------------- */
+
+/* Whether what was kept back of the last event, which has no end, goes on if the stream is whole: not if it is half. */
+static ngx_int_t
+look_at_rest(ngx_http_request_t *r, watch_t *watch, size_t *dropped)
+{
+    size_t             size = watch->held_size;
+    headrace_event_t   event;
+
+    if (size == 0) {
+        return NGX_OK;
+    }
+    if (hold(r, watch, (u_char *) "\n\n", 2) != NGX_OK) {
+        return NGX_ERROR;
+    }
+    watch->held_size = 0;
+    (void) headrace_read_event(watch->held, watch->held + size + 2, &event);
+    if (event.malformed) {
+        *dropped = size;
+    } else if (is_shown(r, watch, &event)) {
+        watch->held_size = size;
+    }
+    return NGX_OK;
+}
+
+
+/* How a stream ends after which nothing comes, if no event of it says so: whether it said all it had to say. */
+static ngx_int_t
+judge(ngx_http_request_t *r, watch_t *watch)
+{
+    u_char  *start, *end;
+    size_t   dropped = 0;
+
+    if (watch->cut) {
+        watch->finished = all_said(watch);      /* its farewell is missing */
+        watch->end = watch->finished ? end_well : end_broken;
+        watch->held_size = 0;
+        return NGX_OK;
+    }
+    if (look_at_rest(r, watch, &dropped) != NGX_OK) {
+        return NGX_ERROR;
+    }
+    tail_of(watch, &start, &end);
+    end -= ngx_min(dropped, (size_t) (end - start));
+    if (!watch->end
+        && (has_error(start, end)
+            || !(ends_with(start, without_space(start, end), "[DONE]") || has_finish_reason(start, end))))
+    {
+        watch->end = end_unfinished;
+    }
+    return NGX_OK;
 }
 
 
 /* The last link of a stream that is not whole. */
 static ngx_chain_t *
-ending(ngx_http_request_t *r, watch_t *watch, ngx_str_t *event)
+ending(ngx_http_request_t *r, watch_t *watch)
 {
-    u_char       *start, *end;
-    ngx_buf_t    *buffer;
+    main_conf_t  *conf = ngx_http_get_module_main_conf(r, ngx_http_headrace_module);
+    ngx_str_t    *event = &conf->events[watch->end - 1];
     ngx_chain_t  *link = own_link(r, watch, event->len + 2);
 
     if (link == NULL) {
         return NULL;
     }
-    tail_of(watch, &start, &end);
-    buffer = link->buf;
-    if (!ends_with(start, end, "\n\n") && !ends_with(start, end, "\r\n\r\n") && !ends_with(start, end, "\r\r")) {
-        *buffer->last++ = '\n';     /* half an event must not swallow ours */
-        *buffer->last++ = '\n';
+    if (watch->loose) {
+        link->buf->last = ngx_cpymem(link->buf->last, "\n\n", 2);     /* half an event must not swallow ours */
     }
-    buffer->last = ngx_cpymem(buffer->last, event->data, event->len);
-    buffer->flush = buffer->last_buf = buffer->last_in_chain = 1;
-    watch->size += buffer->last - buffer->pos;
-    watch->unfinished = watch->ended = 1;
+    link->buf->last = ngx_cpymem(link->buf->last, event->data, event->len);
+    link->buf->flush = link->buf->last_buf = link->buf->last_in_chain = 1;
+    watch->unfinished = 1;
     return link;
 }
 
 
-/* The last link of a reply whose last piece was rebuilt. */
+/* The last link of a stream that is whole, with what was kept back. */
 static ngx_chain_t *
-nothing_more(ngx_http_request_t *r)
+rest_of(ngx_http_request_t *r, watch_t *watch)
 {
-    ngx_chain_t  *link = ngx_alloc_chain_link(r->pool);
+    ngx_chain_t  *link;
 
-    if (link == NULL || (link->buf = ngx_calloc_buf(r->pool)) == NULL) {
-        return NULL;
+    if (watch->held_size) {
+        link = own_link(r, watch, watch->held_size);
+        if (link == NULL) {
+            return NULL;
+        }
+        link->buf->last = ngx_cpymem(link->buf->last, watch->held, watch->held_size);
+    } else {
+        link = ngx_alloc_chain_link(r->pool);
+        if (link == NULL || (link->buf = ngx_calloc_buf(r->pool)) == NULL) {
+            return NULL;
+        }
     }
     link->buf->last_buf = link->buf->last_in_chain = 1;
-    link->next = NULL;
     return link;
 }
 
+
+/* Ends a stream for the client. If the backend goes on, nginx is told that nothing more was to come, and leaves it. */
+static ngx_int_t
+end_stream(ngx_http_request_t *r, watch_t *watch, ngx_chain_t ***place)
+{
+    ngx_chain_t          *link;
+    ngx_http_upstream_t  *u = r->upstream;
+
+    if (!watch->end && judge(r, watch) != NGX_OK) {
+        return NGX_ERROR;
+    }
+    if ((watch->end == end_failed || watch->end == end_malformed) && u != NULL && !u->buffering) {
+        u->length = 0;
+        u->keepalive = 0;
+    }
+    link = watch->end ? ending(r, watch) : rest_of(r, watch);
+    if (link == NULL) {
+        return NGX_ERROR;
+    }
+    add(watch, link, place);
+    watch->ended = 1;
+    return NGX_OK;
+}
+
+
+/* --- pieces ---------------------------------------------------------------------------------------------------- */
 
 /* Whether nothing but the end of the connection says where a JSON reply ends, and it does not look whole. */
 static ngx_flag_t
@@ -550,6 +825,8 @@ look(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer)
             watch->first = (uint64_t) now->sec * 1000 + now->msec;
             if (!watch->stream) {
                 look_early(r, watch, buffer);
+            } else if (watch->idle) {
+                limit_silence(r, watch, watch->idle);
             }
         }
         watch->events++;
@@ -565,66 +842,25 @@ look(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer)
 static ngx_int_t
 watch_buffer(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t ***place)
 {
-    size_t        size = ngx_buf_in_memory(buffer) ? buffer->last - buffer->pos : 0;
-    ngx_int_t     rc = NGX_DECLINED;
-    ngx_str_t     event = ngx_null_string;
-    ngx_flag_t    last;
-    ngx_chain_t  *link = NULL;
+    ngx_flag_t  last = buffer->last_buf, empty = !ngx_buf_in_memory(buffer) || buffer->last == buffer->pos;
 
     look(r, watch, buffer);
-    if (buffer->last_buf && !watch->stream && is_torn(r, watch)) {
-        watch->cut = 1;
-        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "headrace: the backend broke off");
-        return NGX_ERROR;               /* the client's connection breaks, too */
+    if (!watch->stream) {
+        if (last && is_torn(r, watch)) {
+            watch->cut = 1;
+            ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "headrace: the backend broke off");
+            return NGX_ERROR;           /* the client's connection breaks, too */
+        }
+        return add_buffer(r, watch, buffer, place);
     }
-    last = buffer->last_buf || watch->cut;
-    if (watch->stream && last) {
-        is_whole(r, watch, &event);
-    }
-    if (watch->mode == mode_hide) {
-        rc = visible(r, watch, buffer, last, &link);
-        if (rc == NGX_ERROR) {
+    if (last || watch->cut || !empty) {
+        buffer->last_buf = 0;           /* one of ours is the last one */
+        if (!empty && pass_on(r, watch, buffer, place) != NGX_OK) {
             return NGX_ERROR;
         }
+        return last || watch->cut || watch->end ? end_stream(r, watch, place) : NGX_OK;
     }
-    if (rc == NGX_OK && link->buf->last == link->buf->pos) {    /* nothing of it is shown */
-        buffer->pos = buffer->last;
-        link->next = watch->free;
-        watch->free = link;
-        link = buffer->last_buf && event.len == 0 ? nothing_more(r) : NULL;
-        if (link == NULL && buffer->last_buf && event.len == 0) {
-            return NGX_ERROR;
-        }
-    } else if (rc == NGX_OK) {
-        watch->size += link->buf->last - link->buf->pos;
-        link->buf->shadow = size ? buffer : NULL;
-        link->buf->flush = 1;
-        link->buf->last_buf = link->buf->last_in_chain = buffer->last_buf && event.len == 0;
-    } else if (size || event.len == 0) {
-        link = ngx_alloc_chain_link(r->pool);
-        if (link == NULL) {
-            return NGX_ERROR;
-        }
-        if (event.len) {
-            buffer->last_buf = 0;       /* ours is */
-        }
-        link->buf = buffer;
-        link->next = NULL;
-        watch->size += size;
-    }
-    if (link != NULL) {
-        **place = link;
-        *place = &link->next;
-    }
-    if (event.len) {
-        link = ending(r, watch, &event);
-        if (link == NULL) {
-            return NGX_ERROR;
-        }
-        **place = link;
-        *place = &link->next;
-    }
-    return NGX_OK;
+    return add_buffer(r, watch, buffer, place);
 }
 
 
@@ -661,24 +897,6 @@ release(ngx_http_request_t *r, watch_t *watch, ngx_chain_t *sent)
 }
 
 
-/* Whether every piece can go on as it is. */
-static ngx_flag_t
-all_plain(watch_t *watch, ngx_chain_t *in)
-{
-    if (watch->mode == mode_hide && watch->held_size) {
-        return 0;
-    }
-    for (; in != NULL; in = in->next) {
-        if (in->buf->last_buf || !ngx_buf_in_memory(in->buf) || in->buf->last == in->buf->pos
-            || (watch->mode == mode_hide && !is_visible(in->buf)))
-        {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-
 static ngx_int_t
 body_filter(ngx_http_request_t *r, ngx_chain_t *in)
 {
@@ -689,23 +907,16 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     if (watch == NULL || watch->mode == mode_none) {
         return next_body_filter(r, in);
     }
-    if (in != NULL && !watch->ended && all_plain(watch, in)) {
-        for (link = in; link != NULL; link = link->next) {
-            look(r, watch, link->buf);
-            watch->size += link->buf->last - link->buf->pos;
-        }
-        rc = next_body_filter(r, in);
-        release(r, watch, NULL);
-        return rc;
-    }
-    for (link = in; link != NULL && !watch->ended; link = link->next) {
-        if (watch_buffer(r, watch, link->buf, &place) != NGX_OK) {
+    for (link = in; link != NULL; link = link->next) {
+        if (watch->ended) {
+            link->buf->pos = link->buf->last;   /* more than the end has come */
+        } else if (watch_buffer(r, watch, link->buf, &place) != NGX_OK) {
             return NGX_ERROR;
         }
     }
     if (in != NULL && out == NULL) {
         release(r, watch, NULL);
-        return NGX_OK;                  /* nothing of it is shown, or more than the end has come */
+        return NGX_OK;                  /* nothing of it is shown */
     }
     rc = next_body_filter(r, out);
     release(r, watch, out);
@@ -741,8 +952,12 @@ seen(ngx_http_request_t *r, ngx_http_variable_value_t *value, uintptr_t data)
     if (usage.len == 0) {
         usage = watch->early;
     }
-    last = ngx_sprintf(value->data, "{\"events\":%ui,\"size\":%O,\"cut\":%s,\"unfinished\":%s,\"first\":%uL,\"usage\":\"",
-                       watch->events, watch->size, watch->cut ? "true" : "false", watch->unfinished ? "true" : "false",
+    last = ngx_sprintf(value->data,
+                       "{\"events\":%ui,\"size\":%O,\"cut\":%s,\"unfinished\":%s,\"finished\":%s,\"why\":\"%s\","
+                       "\"first\":%uL,\"usage\":\"",
+                       watch->events, watch->size, watch->cut && !watch->finished ? "true" : "false",
+                       watch->unfinished ? "true" : "false", watch->finished ? "true" : "false",
+                       watch->end == end_failed ? "failed" : watch->end == end_malformed ? "malformed" : "",
                        watch->first);
     encoded.data = last;
     ngx_encode_base64(&encoded, &usage);
@@ -814,10 +1029,9 @@ set_events(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     main_conf_t  *events = conf;
     ngx_str_t    *value = cf->args->elts;
 
-    if (events->broken.len) {
+    if (events->events[0].len) {
         return "is duplicate";
     }
-    events->broken = value[1];
-    events->unfinished = value[2];
+    ngx_memcpy(events->events, value + 1, sizeof(events->events));
     return NGX_CONF_OK;
 }

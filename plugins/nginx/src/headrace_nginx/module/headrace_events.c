@@ -1,0 +1,272 @@
+/*
+ * Reads the events of a stream, each byte once: a nanosecond or so. No parser: quotes, escapes and brackets must fit,
+ * and the few keys that matter are looked at where they may stand. Lines may end as https://html.spec.whatwg.org says.
+ */
+
+#include "headrace_events.h"
+
+#define DEEPEST 64      /* brackets that are kept in mind: what is deeper is not looked into */
+#define OTHERS "[\"-0123456789tfn"     /* with which JSON that is no object begins */
+#define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
+#define LESS(eight, byte) (((eight) - EACH(byte)) & ~(eight) & EACH(0x80))      /* not 0: one of them is less */
+
+
+static u_char *
+line_end(u_char *at, u_char *end)
+{
+    while (at < end && *at != '\n' && *at != '\r') {
+        at++;
+    }
+    return at;
+}
+
+
+static u_char *
+skip_space(u_char *at, u_char *end)
+{
+    while (at < end && (*at == ' ' || *at == '\t')) {
+        at++;
+    }
+    return at;
+}
+
+
+/* The rest of a line that is not, or not any more, looked into. */
+static u_char *
+skip(headrace_event_t *event, u_char *at, u_char *end, ngx_flag_t malformed)
+{
+    event->malformed = malformed;
+    event->skipped = 1;
+    return line_end(at, end);
+}
+
+
+/* Where a string that began before `at` is over: at its quote, at a byte that no string has, or at `end`. */
+static u_char *
+string_end(u_char *at, u_char *end)
+{
+    uint64_t  eight;
+
+    for (; end - at >= 8; at += 8) {
+        ngx_memcpy(&eight, at, 8);
+        if (LESS(eight, ' ') | LESS(eight ^ EACH('"'), 1) | LESS(eight ^ EACH('\\'), 1)) {
+            break;
+        }
+    }
+    for (; at < end && *at != '"' && *at >= ' '; at++) {
+        if (*at == '\\') {
+            if (end - at < 2) {
+                return end;
+            }
+            if (at[1] < ' ') {
+                return at + 1;
+            }
+            at++;
+        }
+    }
+    return at;
+}
+
+
+static void
+note_index(headrace_event_t *event, u_char *at, u_char *end)
+{
+    ngx_uint_t  index = 0;
+
+    for (; at < end && *at >= '0' && *at <= '9' && index < 64; at++) {
+        index = 10 * index + (*at - '0');
+    }
+    event->index = ngx_min(index, 64);
+}
+
+
+/* A string is over, between `start` and `at`: it may be a key that matters. An answer is an object in a list. */
+static void
+note_key(headrace_event_t *event, u_char *start, u_char *at, u_char *end)
+{
+    size_t   length = at - start;
+    u_char  *value;
+
+    if (length != 5 && length != 7 && length != 13) {
+        return;
+    }
+    value = skip_space(at + 1, end);
+    if (value == end || *value != ':') {
+        return;
+    }
+    value = skip_space(value + 1, end);
+    if (value == end) {
+        return;
+    }
+    if (event->depth == 3) {
+        if (length == 13 && ngx_memcmp(start, "finish_reason", 13) == 0) {
+            event->reason = *value == '"';
+        } else if (length == 5 && ngx_memcmp(start, "index", 5) == 0) {
+            note_index(event, value, end);
+        }
+    } else if (length == 5 && ngx_memcmp(start, "error", 5) == 0) {
+        event->error = *value != 'n';
+    } else if (length == 5 && ngx_memcmp(start, "usage", 5) == 0) {
+        event->usage = 1;
+    } else if (length == 7 && ngx_memcmp(start, "choices", 7) == 0 && *value == '[') {
+        value = skip_space(value + 1, end);
+        event->no_choices = value < end && *value == ']';
+    }
+}
+
+
+static void
+open_bracket(headrace_event_t *event, ngx_flag_t array)
+{
+    event->arrays = event->arrays << 1 | array;
+    event->depth++;
+    if (event->depth == 3) {
+        event->reason = 0;
+        event->index = 0;
+    }
+}
+
+
+/* Whether this was the bracket to close. */
+static ngx_flag_t
+close_bracket(headrace_event_t *event, ngx_flag_t array)
+{
+    if ((ngx_flag_t) (event->arrays & 1) != array) {
+        return 0;
+    }
+    if (event->depth == 3 && event->reason && event->index < 64) {
+        event->finished |= (uint64_t) 1 << event->index;
+    }
+    event->arrays >>= 1;
+    event->depth--;
+    return 1;
+}
+
+
+/* Reads a line of an object; returns where the line ends, or `end`. */
+static u_char *
+read_object(headrace_event_t *event, u_char *at, u_char *end)
+{
+    u_char  *start;
+
+    for (; at < end; at++) {
+        switch (*at) {
+
+        case '"':
+            start = at + 1;
+            at = string_end(start, end);
+            if (at == end) {
+                return end;
+            }
+            if (*at != '"') {
+                return skip(event, at, end, 1);
+            }
+            if (event->depth == 1 || event->depth == 3) {
+                note_key(event, start, at, end);
+            }
+            break;
+
+        case '{':
+        case '[':
+            if (event->depth == DEEPEST) {
+                return skip(event, at, end, 0);
+            }
+            open_bracket(event, *at == '[');
+            break;
+
+        case '}':
+        case ']':
+            if (!close_bracket(event, *at == ']')) {
+                return skip(event, at, end, 1);
+            }
+            if (event->depth == 0) {
+                at = skip_space(at + 1, end);
+                return at == end || *at == '\n' || *at == '\r' ? at : skip(event, at, end, 1);
+            }
+            break;
+
+        case '\n':
+        case '\r':
+            return at;
+
+        default:
+            break;
+        }
+    }
+    return end;
+}
+
+
+/* Reads what follows `data:`. What is no object may be another value; only what can be none is found. */
+static u_char *
+read_data(headrace_event_t *event, u_char *at, u_char *end)
+{
+    if (event->skipped) {
+        return line_end(at, end);
+    }
+    if (event->depth == 0) {
+        at = skip_space(at, end);
+        if (at == end || *at == '\n' || *at == '\r') {
+            return at;
+        }
+        if (event->begun) {
+            return skip(event, at, end, 1);
+        }
+        if (*at != '{') {
+            return skip(event, at, end, memchr(OTHERS, *at, sizeof(OTHERS) - 1) == NULL);
+        }
+        event->begun = 1;
+    }
+    return read_object(event, at, end);
+}
+
+
+/* Reads the event that begins at `at`. Returns where the next one begins; NULL if this one is not complete. */
+u_char *
+headrace_read_event(u_char *at, u_char *end, headrace_event_t *event)
+{
+    ngx_flag_t  alone = 0;      /* the line before ended with a carriage return alone */
+
+    ngx_memzero(event, sizeof(headrace_event_t));
+    while (at < end && *at != '\n' && *at != '\r') {
+        if (end - at >= 5 && ngx_memcmp(at, "data:", 5) == 0) {
+            at = read_data(event, at + 5, end);
+        } else {
+            at = line_end(at, end);
+        }
+        if (end - at < 2) {
+            return NULL;
+        }
+        alone = *at == '\r' && at[1] != '\n';
+        at += *at == '\r' && at[1] == '\n' ? 2 : 1;
+    }
+    if (at == end || (*at == '\r' && end - at == 1 && !alone)) {
+        return NULL;
+    }
+    event->malformed |= event->depth != 0 && !event->skipped;
+    return *at == '\r' && end - at > 1 && at[1] == '\n' ? at + 2 : at + 1;
+}
+
+
+/* Where the event ends of which `line` says how far it has come; NULL if it goes on. For those that come in parts. */
+u_char *
+headrace_event_end(headrace_line_e *line, u_char *at, u_char *end)
+{
+    for (; at < end; at++) {
+        if (*line == line_blank) {
+            *line = line_ended;
+            return *at == '\n' ? at + 1 : at;
+        }
+        if (*at != '\n' && *at != '\r') {
+            *line = line_inside;
+        } else if (*line == line_ended && *at == '\r') {
+            *line = line_blank;
+        } else if (*line == line_ended || (*line == line_carriage && *at == '\r')) {
+            *line = line_ended;
+            return at + 1;
+        } else {
+            *line = *at == '\r' ? line_carriage : line_ended;
+        }
+    }
+    return NULL;
+}

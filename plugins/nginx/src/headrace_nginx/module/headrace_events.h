@@ -1,0 +1,34 @@
+/* Events of a stream: where they end, and what they say. */
+
+#ifndef HEADRACE_EVENTS_H
+#define HEADRACE_EVENTS_H
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+
+typedef enum {
+    line_ended = 0,     /* so an event begins */
+    line_inside,
+    line_carriage,      /* after a carriage return: a line feed may belong to it */
+    line_blank          /* the same after a blank line's */
+} headrace_line_e;
+
+typedef struct {
+    uint64_t   finished;        /* a bit for each answer that gives its finish reason */
+    unsigned   error:1;         /* it tells of an error */
+    unsigned   malformed:1;     /* it is no JSON */
+    unsigned   usage:1;
+    unsigned   no_choices:1;    /* its list of choices is empty */
+
+    unsigned   begun:1;         /* the rest is how far it has been read */
+    unsigned   skipped:1;
+    unsigned   reason:1;
+    u_char     depth;
+    u_char     index;
+    uint64_t   arrays;
+} headrace_event_t;
+
+u_char *headrace_read_event(u_char *at, u_char *end, headrace_event_t *event);
+u_char *headrace_event_end(headrace_line_e *line, u_char *at, u_char *end);
+
+#endif
