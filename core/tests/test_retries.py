@@ -218,11 +218,11 @@ async def test_a_target_that_is_left_out_after_it_has_failed_is_not_waited_for()
 
 
 async def test_no_pause_is_longer_than_the_deadline_leaves() -> None:
-    async with gateway(1, deadlines={"total": 1.0}) as it:
-        it.backends[0].failures, it.backends[0].response_headers = [429] * 9, {"Retry-After": "5"}
+    async with gateway(1, deadlines={"total": 6.0}) as it:
+        it.backends[0].failures, it.backends[0].response_headers = [429] * 9, {"Retry-After": "9"}
         started = time.monotonic()
         assert (await it.chat()).status_code == 429
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 6.0
 
 
 async def test_a_whole_answer_that_takes_longer_than_its_deadline_is_an_error() -> None:
@@ -234,7 +234,7 @@ async def test_a_whole_answer_that_takes_longer_than_its_deadline_is_an_error() 
 
 
 async def test_a_stream_that_takes_longer_than_its_deadline_ends_with_an_error_event() -> None:
-    async with gateway(1, deadlines={"total": 0.5}) as it:
+    async with gateway(1, deadlines={"total": 3.0}) as it:
         it.backends[0].chunks, it.backends[0].pause = 1000, 0.05
         answer = await it.chat(stream=True)
         last = answer.text.rstrip().rpartition("\n\n")[2]

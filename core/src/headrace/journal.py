@@ -19,6 +19,9 @@ from .vetting import FAILED, BadEvent, read_json
 DONE = b"data: [DONE]\n\n"
 
 
+SHORTER = "The backend's second answer is shorter than its first."
+
+
 class Mismatch(UpstreamError):
     """An answer that was begun anew is not the same as before."""
 
@@ -72,6 +75,8 @@ class Journal:
         """
         for event in self._splitter.feed(chunk):
             if event.data.strip() == b"[DONE]":
+                if self._again:
+                    raise Mismatch(SHORTER)
                 self.ended = True
                 yield DONE
                 continue
@@ -119,12 +124,14 @@ class Journal:
         text = part.get(key)
         if isinstance(text, str) and text:
             repeated = not self._text(part, key, text)
+            if part[key] != text and choice.get("logprobs"):
+                choice["logprobs"] = None  # nobody knows which of them are of the rest
         elif text:
             self.fixed = True
         self._begun = True
         if choice.get("finish_reason"):
             if self._again:
-                raise Mismatch("The backend's second answer is shorter than its first.")
+                raise Mismatch(SHORTER)
             self.finished = True
         return self.finished or self.fixed or not repeated
 

@@ -58,6 +58,8 @@ class Models:
         self._by_name = {name: model for model in self._models for name in (model.name, *model.aliases)}
         self._configured = frozenset(self._by_name)
         self._found: dict[str, Model] = {}
+        self.found_before: dict[str, tuple[str, ...]] = {}
+        """Names of models that were found by the gateway this one takes over from, with the names of their targets."""
         self.spare: dict[str, Target] = {}
         """Backends that no configured model uses and somebody has asked for."""
 
@@ -76,6 +78,8 @@ class Models:
     def adopt(self, before: Models, *, watched: bool) -> None:
         """Go on with what is known of the backends that there were already: how busy they are; how well, if somebody
         goes on to watch them."""
+        if watched:
+            self.found_before = {name: tuple(each.name for each in m.targets) for name, m in before._found.items()}
         heirs = {_place(target): target.state.heir(watched=watched) for target in before.targets}
         for target in (*self.spare.values(), *(target for model in self for target in model.targets)):
             state = heirs.get(_place(target))

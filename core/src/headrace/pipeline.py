@@ -186,13 +186,15 @@ async def go_on(walk: Walk, gateway: Gateway, connection: Connection, journal: J
         if isinstance(reply, Reply) and may_break(exchange, reply):
             logger.info("request %s: target %s goes on", exchange.id, attempt.target.name)
             return reply
+        if isinstance(reply, Reply):
+            await reply.aclose()
         error = refused(reply)
 
 
 async def failed(attempt: Attempt, gateway: Gateway, error: GatewayError) -> None:
     """One try has not brought an answer: say so."""
     attempt.end()
-    why = error.detail or error.code
+    why = error.detail or error.code or error.type
     logger.warning("request %s: target %s: %s (%s)", attempt.exchange.id, attempt.target.name, error.message, why)
     await asyncio.shield(report(attempt, gateway, Outcome(status=error.status, completed=False, error=error)))
 

@@ -18,7 +18,7 @@ import msgspec
 from .errors import HeadraceError
 from .gateway import Gateway
 from .sockets import is_held, lock_of
-from .tenure import Told, told_file
+from .tenure import Told, digest, told_file
 from .timelimit import in_thread
 
 WAIT_SECONDS = 60.0
@@ -41,8 +41,9 @@ async def reload(path: Path, say: Callable[[str], None]) -> None:
     if not running:
         raise HeadraceError(f"no gateway runs in {gateway.state_dir}: start one with headrace up")
     await asyncio.to_thread(gateway.hooks.setup, "check_reload", gateway)
+    text = digest(path)
     for count, (worker, pid) in enumerate(running.items()):
-        told = await _have_reloaded(gateway, worker, pid)
+        told = await _have_reloaded(gateway, worker, pid, text)
         if not told.ok:
             after = f" ({count} of {len(running)} workers had taken it over already)" if count else ""
             raise HeadraceError("\n".join((f"worker {worker} refuses the configuration{after}:", *told.problems)))
@@ -51,15 +52,15 @@ async def reload(path: Path, say: Callable[[str], None]) -> None:
 
 
 def _running(gateway: Gateway) -> dict[int, int]:
-    """The process id of each worker that runs, by its number."""
+    """The process id of each worker that runs, by its number. Raises HeadraceError: one cannot be asked yet."""
     found = {}
     for worker in range(gateway.config.server.workers):
+        if not is_held(lock_of(gateway.core_sockets[worker])):
+            continue  # what may lie there is a dead one's, and its process id somebody else's by now
         try:
-            told = read(told_file(gateway.runtime_dir, worker))
+            found[worker] = read(told_file(gateway.runtime_dir, worker)).pid
         except (OSError, msgspec.MsgspecError):
-            continue
-        if is_held(lock_of(gateway.core_sockets[worker])):  # else it is a dead one's, and its number may be another's
-            found[worker] = told.pid
+            raise HeadraceError(f"worker {worker} is starting or stopping: try again in a moment") from None
     return found
 
 
@@ -68,14 +69,14 @@ def read(path: Path) -> Told:
     return msgspec.json.decode(path.read_bytes(), type=Told)
 
 
-async def _have_reloaded(gateway: Gateway, worker: int, pid: int) -> Told:
-    """Signal one worker and wait for what it says. Raises HeadraceError."""
+async def _have_reloaded(gateway: Gateway, worker: int, pid: int, text: str) -> Told:
+    """Signal one worker and wait for what it says: it may be at work on an earlier text. Raises HeadraceError."""
     path = told_file(gateway.runtime_dir, worker)
     try:
         before = read(path).number
         os.kill(pid, signal.SIGHUP)
         until = time.monotonic() + WAIT_SECONDS
-        while (told := read(path)).number == before:
+        while (told := read(path)).number == before or (told.read != text and told.number < before + 2):
             if time.monotonic() > until:
                 raise HeadraceError(
                     f"worker {worker} (process {pid}) did not say within {WAIT_SECONDS:g} s how it went"

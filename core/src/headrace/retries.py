@@ -164,12 +164,15 @@ class Walk:
 
     def _order(self, model: Model) -> list[Target]:
         """A model's targets, the last to be asked first; none if plugins have left out all of them."""
+        ordered = model.ordered(self.exchange)
         try:
-            ordered = self._gateway.hooks.arrange(self.exchange, model.ordered(self.exchange))
+            arranged = self._gateway.hooks.arrange(self.exchange, ordered)
+            if ordered and not arranged:
+                raise Unavailable(f"No backend of the model {model.name!r} can be asked now.")
         except Unavailable as error:
             self.refused = self.refused or error
             return []
-        return list(ordered)[::-1]
+        return list(arranged)[::-1]
 
     def _begin_round(self) -> None:
         self._rounds += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -30,6 +31,10 @@ FIXED = ("listen", "state_dir", "workers", "max_header_bytes")
 """Keys of `[server]` that a running process cannot take over."""
 
 
+END_SECONDS = 30.0
+"""For plugins to close what they have opened, when the process ends."""
+
+
 class Told(msgspec.Struct):
     """What a process says of itself and its last reload, in a file that whoever asked for it reads."""
 
@@ -38,6 +43,16 @@ class Told(msgspec.Struct):
     """Counts the reloads that were asked for, refused ones as well."""
     ok: bool = True
     problems: list[str] = []
+    read: str = ""
+    """Which text it has read last, as `digest` says."""
+
+
+def digest(path: Path) -> str:
+    """By what the text of a file is told from any other; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def told_file(runtime_dir: Path, worker: int) -> Path:
@@ -108,11 +123,20 @@ class Tenures:
         try:
             yield
         finally:
-            for tenure in (self.current, *self._old):
-                tenure.end(at_once=True)
-            for tenure in (*self._old, self.current):
-                await tenure.task
             self._told_file.unlink(missing_ok=True)
+            await self._end()
+
+    async def _end(self) -> None:
+        """End all of them, whatever the plugins of one do at their end."""
+        tenures = (*self._old, self.current)
+        for tenure in tenures:
+            tenure.end(at_once=True)
+        _, late = await asyncio.wait([tenure.task for tenure in tenures], timeout=END_SECONDS)
+        for task in late:
+            logger.error("a plugin did not end within %g s", END_SECONDS)
+            task.cancel()
+        if self.current.task not in late:
+            await self.current.task
 
     @property
     def _told_file(self) -> Path:
@@ -122,8 +146,9 @@ class Tenures:
         """Read the configuration again, and have new requests answered by it. If it cannot be used all stays as it
         was, and is told in the log."""
         async with self._reloading:
+            read = digest(self._path) if self._path is not None else ""
             problems = await self._problems()
-            self._told = Told(self._told.pid, self._told.number + 1, not problems, problems)
+            self._told = Told(self._told.pid, self._told.number + 1, not problems, problems, read)
             self.tell()
         for problem in problems:
             logger.error("the configuration is not taken over: %s", problem)
@@ -167,6 +192,7 @@ class Tenures:
         await after.begun()
         gateway.foundation.serve(gateway)
         self.current, self._config.loaded_app = after, app
+        self._config.timeout_graceful_shutdown = int(gateway.config.server.shutdown_timeout)
         before.gateway.superseded.set()
         self._old.append(before)
         before.task.add_done_callback(lambda _: self._gone(before))

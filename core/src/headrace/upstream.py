@@ -13,7 +13,7 @@ from .errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
 from .exchange import Exchange, Reply, Target, UpstreamRequest
 from .pool import Pool
 from .timelimit import Deadline
-from .verdict import check, check_first, has_begun, unreached
+from .verdict import EVIDENCE_LIMIT, check, check_first, has_begun, unreached
 
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
@@ -223,14 +223,23 @@ def _silent(seconds: float | None, target: Target, what: str = "nothing") -> Ups
 
 def as_gateway_error(error: BaseException, target: Target) -> GatewayError:
     """Name what went wrong on the way to a backend; the address stays in the detail."""
-    detail = f"target {target.name} at {target.socket or target.base_url}: {type(error).__name__}: {error}"
+    detail = f"target {target.name} at {target.socket or target.base_url}: {_named(error)}"
     if isinstance(error, aiohttp.ConnectionTimeoutError | aiohttp.ServerTimeoutError):
         return unreached(UpstreamTimeout("No connection to the backend could be had in time.", detail=detail))
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         return UpstreamError("The backend's TLS certificate was not accepted.", detail=detail)
     if isinstance(error, aiohttp.ClientConnectorError):
         return unreached(Unavailable("The backend cannot be reached.", detail=detail))
-    return UpstreamError("The connection to the backend broke.", detail=detail)
+    return UpstreamError("The connection to the backend broke.", detail=detail, evidence=str(error)[:EVIDENCE_LIMIT])
+
+
+def _named(error: BaseException) -> str:
+    """An error for the log. Those that are about what a backend has said may repeat it: only their names are told."""
+    name = type(error).__name__
+    if isinstance(error, aiohttp.ClientOSError | OSError | aiohttp.ConnectionTimeoutError):
+        return f"{name}: {error}"
+    cause = error.__cause__
+    return f"{name} ({type(cause).__name__})" if cause is not None else name
 
 
 FORWARDED = (

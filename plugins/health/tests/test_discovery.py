@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from headrace.errors import ConfigError, HeadraceError
+from headrace.gateway import Gateway
+from headrace.settings import parse
 
 
 def body_of(server: Any) -> list[str]:
@@ -164,3 +166,24 @@ async def test_and_so_is_the_discovery_of_what_is_not_asked(engine: Any, watchin
     with pytest.raises(HeadraceError, match="nobody asks for its models"):
         async with watching({"gpu": "http://127.0.0.1:9"}, targets={"gpu": {"kind": "none"}}, discover=["gpu"]):
             pass
+
+
+async def test_what_was_found_before_a_reload_can_be_asked_for_at_once(
+    tmp_path: Any, engine: Any, listing: Any
+) -> None:
+    async with server_with(engine, listing("found")) as spare:
+        config = parse(
+            {
+                "server": {"anonymous": True, "state_dir": str(tmp_path)},
+                "backends": {"spare": {"provider": "openai", "base_url": spare.url}},
+                "plugins": {"openai": {}, "health": {"discover": ["spare"]}},
+            }
+        )
+        before = Gateway(config).assemble()
+        async with before.running():
+            await before.plugins["health"].checked()
+            after = Gateway(config, before=before).assemble()
+            async with after.running():
+                assert after.models.find("found").targets[0].name == "spare"
+                await after.plugins["health"].checked()
+                assert after.models.find("found").targets[0].name == "spare"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,6 +24,15 @@ class Discovery:
         self._gateway = gateway
         self._targets = {target.name: _without_name(target) for target in targets}
         self._lists: dict[str, tuple[str, ...]] = {}
+        self._go_on(gateway.models.found_before)
+
+    def _go_on(self, before: Mapping[str, Sequence[str]]) -> None:
+        """What was found before a reload is there until a backend says otherwise."""
+        for name, backends in before.items():
+            for each in self._targets.keys() & set(backends):
+                self._lists[each] = (*self._lists.get(each, ()), name)
+        for name in before:
+            self._offer(name)
 
     def listed(self, backend: str, names: tuple[str, ...]) -> None:
         """This is what a backend lists now."""

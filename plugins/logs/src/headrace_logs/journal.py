@@ -85,20 +85,21 @@ class Journal:
         """Let the standard library's loggers write to us, and give them back as they were."""
         handler = _Handler(self._writer)
         handler.setFormatter(self._formatter())
-        before = {}
         for name in ADOPTED:
             logger = logging.getLogger(name)
-            before[logger] = (logger.handlers[:], logger.level, logger.propagate)
+            handler.found[name] = _found(name, logger)
             logger.handlers[:] = [handler]
             logger.propagate = False
             logger.setLevel(self._level)
         try:
             yield
         finally:
-            for logger, (handlers, level, propagate) in before.items():
-                logger.handlers[:] = handlers
-                logger.propagate = propagate
-                logger.setLevel(level)
+            for name, (handlers, level, propagate) in handler.found.items():
+                logger = logging.getLogger(name)
+                if logger.handlers == [handler]:  # else a gateway that has taken over writes there
+                    logger.handlers[:] = handlers
+                    logger.propagate = propagate
+                    logger.setLevel(level)
 
     def _formatter(self) -> logging.Formatter:
         return structlog.stdlib.ProcessorFormatter(
@@ -122,6 +123,14 @@ class Journal:
         return self._render(None, "warning", stamped)
 
 
+def _found(name: str, logger: logging.Logger) -> tuple[list[logging.Handler], int, bool]:
+    """How a logger was before any of us: one whom we take over from knows it."""
+    for handler in logger.handlers:
+        if isinstance(handler, _Handler):
+            return handler.found[name]
+    return logger.handlers[:], logger.level, logger.propagate
+
+
 def _sink(config: LogsConfig, state_dir: Path) -> Sink:
     if config.path is None:
         return StderrSink()
@@ -139,6 +148,8 @@ class _Handler(logging.Handler):
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()
+        self.found: dict[str, tuple[list[logging.Handler], int, bool]] = {}
+        """How each logger was before."""
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
