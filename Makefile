@@ -1,6 +1,7 @@
 # make run     set up, and serve a small real model through nginx over TLS     (PORT=8443)
 # make test    set up, and run every test                                      (TESTS=core/tests picks some)
 # make lint    formatting, style, types                                        make docs    write the generated pages anew
+# make test-engines   install vLLM for the CPU into .headrace/vllm (3.4 GB), and run the tests that need it
 # make bench   what a request costs, beside nginx alone (BENCH="--help")       make bench-peers   other gateways to compare with
 
 PORT ?= 8443
@@ -15,7 +16,7 @@ HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 debian = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "headrace: installing $(1)" >&2 && \
     apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >&2; }
 
-.PHONY: run test lint docs bench bench-peers clean
+.PHONY: run test test-engines lint docs bench bench-peers clean
 .SILENT:
 .DELETE_ON_ERROR:
 
@@ -28,7 +29,12 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	sh tests/setup.sh
 	$(HEADRACE) embedded fetch >&2
-	.venv/bin/pytest $(TESTS)
+	.venv/bin/pytest $(or $(TESTS),--ignore=tests/engines)
+
+test-engines: .venv/.installed-dev
+	sh tests/setup.sh
+	test -n "$$HEADRACE_VLLM_PYTHON" || sh tests/engines/setup.sh
+	.venv/bin/pytest tests/engines
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff format --check
