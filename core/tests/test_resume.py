@@ -184,3 +184,13 @@ class TestJournal:
     def test_what_is_no_part_of_an_answer_breaks_the_stream(self, bad: bytes) -> None:
         with pytest.raises(BadEvent):
             list(Journal().feed(bad))
+
+
+async def test_an_answer_that_the_client_has_begun_is_one_message() -> None:
+    second = Backend("second")
+    begun = {"role": "assistant", "content": "Well: "}
+    async with gateway(Backend("first", cut=3), second) as it:
+        await it.chat(messages=[{"role": "user", "content": "hi"}, begun], continue_final_message=True)
+    sent = msgspec.json.decode(second.requests[0][2])
+    assert sent["messages"][-1]["content"].startswith("Well: t")
+    assert [each["role"] for each in sent["messages"]] == ["user", "assistant"]

@@ -7,12 +7,12 @@ with an error, as any stream that breaks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .dialects import OPENAI, Message
+from .dialects import OPENAI
 from .edits import decode_fields, merge_fields
 from .errors import GatewayError, UpstreamError
 from .estimate import choices
@@ -101,16 +101,21 @@ def _continues(exchange: Exchange, target: Target) -> bool:
         return False
     if exchange.endpoint.name != "chat":
         return _one_text(exchange) is not None
-    return target.prefill and not _ends_with_an_answer(exchange)
+    return target.prefill and (not _is_continued(exchange.fields) or _begun_by_client(exchange.fields) is not None)
 
 
-def _ends_with_an_answer(exchange: Exchange) -> bool:
-    """Whether the client itself has given the beginning of the answer: ours would stand behind it as another one."""
+def _is_continued(fields: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether the client itself has given the beginning of the answer."""
+    return bytes(fields.get("continue_final_message", _NULL)) == b"true"
+
+
+def _begun_by_client(fields: Mapping[str, msgspec.Raw]) -> dict[str, Any] | None:
+    """The message that the client wants gone on with, if text can be put behind it."""
     try:
-        messages = msgspec.json.decode(exchange.fields["messages"], type=list[Message])
-    except (KeyError, msgspec.MsgspecError):
-        return True
-    return not messages or messages[-1].role == "assistant"
+        last = msgspec.json.decode(fields["messages"], type=list[dict[str, Any]])[-1]
+    except (KeyError, IndexError, msgspec.MsgspecError):
+        return None
+    return last if isinstance(last.get("content"), str) else None
 
 
 def _repeats(exchange: Exchange) -> bool:
@@ -144,8 +149,11 @@ def _beginning(fields: dict[str, msgspec.Raw], journal: Journal) -> dict[str, An
     """See https://docs.vllm.ai/en/latest/api/vllm/entrypoints/openai/protocol/ for vLLM's fields."""
     if "prompt" in fields:
         return {"prompt": msgspec.json.decode(fields["prompt"], type=str) + journal.text}
-    messages = msgspec.json.decode(fields["messages"], type=list[msgspec.Raw])
-    said = {"role": "assistant", "content": journal.text}
+    messages: list[Any] = msgspec.json.decode(fields["messages"], type=list[msgspec.Raw])
+    said: dict[str, Any] = {"role": "assistant", "content": journal.text}
+    begun = _begun_by_client(fields) if _is_continued(fields) else None
+    if begun is not None:
+        messages, said = messages[:-1], {**begun, "content": begun["content"] + journal.text}
     return {"messages": [*messages, said], "continue_final_message": True, "add_generation_prompt": False}
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headrace.retries")
 
+TICK = 0.005
+"""Seconds by which a timer may wake early: uvloop's count milliseconds."""
 DOUBLINGS = 16
 SAVED = 100.0
 """Tries that quiet times can save up for others."""
@@ -192,7 +194,7 @@ class Walk:
         known = self._failed.get(target.name)
         if known is None:
             return self.suits is None or self.suits(target)
-        return self._once_more(known) and known.not_before <= now and known.times <= self._rounds - 1
+        return self._once_more(known) and known.not_before <= now + TICK and known.times <= self._rounds - 1
 
     def _once_more(self, known: _Failed) -> bool:
         retry = self.asked_for.retry

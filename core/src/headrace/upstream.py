@@ -149,6 +149,7 @@ class _Stream:
 
     async def until_token(self) -> None:
         """Wait until there is more than a role and comments."""
+        check_first(self.first, self._target, anywhere=True)
         while not has_begun(self.first) and len(self.first) < MOST_HELD:
             chunk = await self._read()
             if not chunk:
