@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from headrace.gateway import Gateway
+from headrace.reload import on_change
 from headrace.server import make_server
 from headrace.sockets import bind
 from headrace.tenure import Tenures, Told, told_file
@@ -215,3 +216,24 @@ async def test_nothing_is_left_of_what_is_over(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         gc.collect()
         assert [each() is None for each in gateways] == [True] * 9 + [False]
+
+
+async def test_a_file_that_has_changed_is_noticed_once_it_is_left_alone(tmp_path: Path) -> None:
+    path, noticed = tmp_path / "headrace.toml", asyncio.Queue[str]()
+    path.write_text("one")
+
+    async def note() -> None:
+        noticed.put_nowait(path.read_text())
+
+    watching = asyncio.create_task(on_change(path, note, 0.02))
+    try:
+        for text in ("two", "three, and longer"):
+            await asyncio.sleep(0.1)
+            path.write_text(text)
+            async with asyncio.timeout(30):
+                assert await noticed.get() == text
+        path.unlink()
+        await asyncio.sleep(0.1)
+        assert noticed.empty()
+    finally:
+        watching.cancel()

@@ -150,7 +150,7 @@ def serve(context: click.Context, socket_only: bool, worker: int) -> None:
     workers = gateway.config.server.workers
     if worker >= workers:
         raise click.BadParameter(f"there are {workers} (server.workers)", context, param_hint="--worker")
-    gateway.worker = worker
+    gateway.worker, gateway.behind_front = worker, socket_only
     if not socket_only:
         gateway.workers = 1
     with _plain_errors(), server.listening(gateway, tcp=not socket_only) as sockets:

@@ -208,6 +208,8 @@ class ServerConfig(Strict, frozen=True):
     """Seconds that open requests get to finish when the gateway stops."""
     report_timeout: Positive = 3600.0
     """Seconds after which a stream that nginx delivers counts as over if nginx has not said so."""
+    reload_on_change: bool = False
+    """Take over the configuration whenever its file has changed, as `headrace reload` does."""
     trace_errors: bool = False
     """Log a traceback with an unexpected failure of a plugin."""
     docs: bool = True

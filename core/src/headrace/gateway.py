@@ -113,6 +113,8 @@ class Gateway:
         """Which of `workers` this process is."""
         self.workers: int = before.workers if before else config.server.workers
         """How many run: one without nginx, whatever is configured."""
+        self.behind_front = False
+        """Whether this process listens for the server in front alone."""
         self.longest_admission = 0.0
         """Seconds that a request may wait in `admit`: a plugin that makes it wait says so when it is made."""
         self.watches = False

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,8 @@ from .timelimit import in_thread
 WAIT_SECONDS = 60.0
 """For one worker to take over: its plugins may have to connect to something."""
 POLL_SECONDS = 0.01
+LOOK_SECONDS = 1.0
+"""How often a file is looked at that may change."""
 
 
 async def reload(path: Path, say: Callable[[str], None]) -> None:
@@ -49,6 +51,27 @@ async def reload(path: Path, say: Callable[[str], None]) -> None:
             raise HeadraceError("\n".join((f"worker {worker} refuses the configuration{after}:", *told.problems)))
     await asyncio.to_thread(gateway.hooks.setup, "reload", gateway)
     say(f"{path}: taken over by {len(running)} process{'es' * (len(running) != 1)}")
+
+
+async def on_change(path: Path, work: Callable[[], Awaitable[object]], seconds: float = LOOK_SECONDS) -> None:
+    """Do this work whenever a file has changed, and has then been the same for one look."""
+    worked = before = _stamp(path)
+    while True:
+        await asyncio.sleep(seconds)
+        now = _stamp(path)
+        if now is not None and now == before != worked:
+            worked = now
+            await work()
+        before = now
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """By what a file is told from what it was; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _running(gateway: Gateway) -> dict[int, int]:

@@ -18,6 +18,7 @@ from .app import build_app
 from .gateway import Gateway
 from .hooks import NOTIFY_SECONDS
 from .protocol import protocol_for
+from .reload import on_change
 from .sockets import bind, bind_unix, held, lock_of, raise_file_limit
 from .tenure import Tenures
 
@@ -48,9 +49,23 @@ async def serve(
 
     server = make_server(gateway, listening)
     tenures = Tenures(gateway, path, server.config)
-    async with tenures.running():
+    async with tenures.running(), _watching(gateway, path, tenures):
         server.on_hangup = tenures.reload
         await server.serve(sockets=list(sockets))
+
+
+@contextlib.asynccontextmanager
+async def _watching(gateway: Gateway, path: Path | None, tenures: Tenures) -> AsyncIterator[None]:
+    """Behind nginx it is `headrace up` that looks whether the file changes: nginx has to know, too."""
+    if path is None or gateway.behind_front or not gateway.config.server.reload_on_change:
+        yield
+        return
+    task = asyncio.create_task(on_change(path, tenures.reload), name="headrace-watch")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 class Server(uvicorn.Server):

@@ -97,6 +97,10 @@ class Supervisor:
         for ward in self._wards:
             ward.kill()
 
+    async def hang_up(self) -> None:
+        """As SIGHUP does."""
+        self._hang_up()
+
     def _hang_up(self) -> None:
         """Several signals while one is worked off count as one more."""
         self._hung_up.set()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 import msgspec
 
 from .gateway import Gateway
-from .reload import reload
+from .reload import on_change, reload
 from .sockets import bind, held
 from .supervisor import Process, Supervisor
 
@@ -57,8 +58,23 @@ async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
         await until_ready(gateway)
         announce(gateway, time.perf_counter() - started, as_json=as_json)
 
-    await supervisor.run(on_ready)
+    async with watched(gateway, path, supervisor.hang_up):
+        await supervisor.run(on_ready)
     say("stopped")
+
+
+@contextlib.asynccontextmanager
+async def watched(gateway: Gateway, path: Path, changed: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Tell when the configuration's file changes, if that is wanted."""
+    if not gateway.config.server.reload_on_change:
+        yield
+        return
+    watching = asyncio.create_task(on_change(path, changed), name="headrace-watch")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait((watching,))
 
 
 def core_processes(gateway: Gateway, path: Path, *, front: bool) -> list[Process]:
