@@ -334,3 +334,17 @@ async def test_many_clients_that_leave_leave_nothing_behind() -> None:
         while len(asyncio.all_tasks()) > before and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         assert len(asyncio.all_tasks()) <= before
+
+
+async def test_whoever_leaves_at_the_end_marker_has_the_whole_answer() -> None:
+    said = (
+        b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n'
+        + DONE  # and no end of HTTP
+    )
+    async with scripted(saying(said, hang=True)) as url, gateway(url) as g:
+        async with g.client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+            async for line in answer.aiter_lines():
+                if line == "data: [DONE]":
+                    break
+        outcome = await g.outcome()
+    assert (outcome.completed, outcome.aborted, outcome.error) == (True, False, None)

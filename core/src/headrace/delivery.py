@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -60,7 +61,7 @@ async def deliver(exchange: Exchange, reply: Reply, hooks: Hooks, connection: Co
             await _send_stream(exchange, reply, hooks, taps, connection, event_stream)
         completed = True
     finally:
-        exchange.close_taps(completed)
+        exchange.close_taps(completed or exchange.completed)
 
 
 async def _send_whole(
@@ -109,9 +110,17 @@ async def _send_stream(
             between = b"" if bytes(tail).endswith(EVENT_ENDS) else b"\n\n"  # half an event must not swallow ours
             await connection.end(between + dialect.error_event(cut))
         raise cut from error
+    except asyncio.CancelledError:  # OpenAI's clients leave at `[DONE]`: who has that has it all
+        exchange.completed = connection.left and not tail.unsent and _has_ended(vetting, bytes(tail))
+        raise
     finally:
         exchange.usage = dialect.usage(hider.hidden if hider is not None else bytes(tail))
     await connection.end()
+
+
+def _has_ended(vetting: Vetting | None, tail: bytes) -> bool:
+    """Whether a stream has said all, and that this was all."""
+    return vetting is not None and vetting.finished and tail.rstrip().endswith(b"[DONE]")
 
 
 def _has_all(vetting: Vetting | None, tail: bytes) -> bool:
@@ -158,7 +167,9 @@ async def _pump(
             if send_now(chunk):
                 sent += len(chunk)
             else:
+                tail.unsent = True
                 await connection.send(chunk)
+                tail.unsent = False
             if hurry is not None and vetting is not None and vetting.finished:
                 hurry()
                 hurry = None

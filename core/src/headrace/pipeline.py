@@ -298,7 +298,7 @@ def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:
     return Outcome(
         status=connection.status or (exchange.error.status if exchange.error else CLIENT_LEFT),
         completed=exchange.completed,
-        aborted=connection.left,
+        aborted=connection.left and not exchange.completed,
         error=exchange.error,
         target=target.name if target else None,
         delivery=exchange.delivery,

@@ -154,11 +154,13 @@ class Tail:
     MOST = 4 * SIZE
     """Bytes that are kept before the first are forgotten, many chunks at once."""
 
-    __slots__ = ("_chunks", "_size")
+    __slots__ = ("_chunks", "_size", "unsent")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
         self._size = 0
+        self.unsent = False
+        """Whether the last of it has not gone out."""
 
     def add(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
