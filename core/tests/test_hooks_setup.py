@@ -306,3 +306,26 @@ def test_hook_announce_takes_each_field_from_the_first_plugin_that_says_it() -> 
     said = ({"url": "first"}, None, {"url": "second", "key": "k"})
     gateway = assembled(*(plugin(announce=giving(it)) for it in said))
     assert gateway.hooks.announce(gateway) == {"url": "first", "key": "k"}
+
+
+# --- check_reload, reload ---
+
+
+def test_hook_check_reload_may_refuse_the_new_configuration() -> None:
+    def check_reload(gateway: Gateway) -> None:
+        raise HeadraceError("the port cannot change")
+
+    gateway = assembled(plugin(check_reload=check_reload))
+    with pytest.raises(PluginError, match="'p0', hook 'check_reload': the port cannot change"):
+        gateway.hooks.setup("check_reload", gateway)
+
+
+def test_hook_reload_is_given_the_new_gateway() -> None:
+    given: list[Gateway] = []
+
+    def reload(gateway: Gateway) -> None:
+        given.append(gateway)
+
+    gateway = assembled(plugin(reload=reload))
+    gateway.hooks.setup("reload", gateway)
+    assert given == [gateway]

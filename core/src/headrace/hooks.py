@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, GatewayError, PluginError, PluginFault, Problem
+from .errors import ConfigError, GatewayError, HeadraceError, PluginError, PluginFault, Problem
 from .exchange import Attempt, Exchange, Outcome, Principal, Reply, Target
 from .limits import Standing
 from .registry import Hook
@@ -336,6 +336,8 @@ def _start_up_fault(plugin: str, hook: str) -> Iterator[None]:
         raise PluginError(plugin, "; ".join(problem.message for problem in error.problems), hook) from error
     except PluginError:
         raise
+    except HeadraceError as error:
+        raise PluginError(plugin, str(error), hook) from error
     except Exception as error:
         raise PluginError(plugin, f"failed: {type(error).__name__}: {error}", hook) from error
 

@@ -156,20 +156,23 @@ class Walk:
         while True:
             while self._queue:
                 target = self._queue.pop()
-                provider = self._gateway.providers[target.provider]
-                if self.exchange.endpoint.name in provider.endpoints and self._may_ask(target, time.monotonic()):
+                if self._can_be_asked(target) and self._may_ask(target, time.monotonic()):
                     return target
             if not self._chain:
                 return None
             self.model = self._chain.pop()
             self._queue = self._order(self.model)
 
+    def _can_be_asked(self, target: Target) -> bool:
+        """Whether it has the endpoint at all."""
+        return self.exchange.endpoint.name in self._gateway.providers[target.provider].endpoints
+
     def _order(self, model: Model) -> list[Target]:
         """A model's targets, the last to be asked first; none if plugins have left out all of them."""
         ordered = model.ordered(self.exchange)
         try:
             arranged = self._gateway.hooks.arrange(self.exchange, ordered)
-            if ordered and not arranged:
+            if not arranged and any(map(self._can_be_asked, ordered)):
                 raise Unavailable(f"No backend of the model {model.name!r} can be asked now.")
         except Unavailable as error:
             self.refused = self.refused or error

@@ -33,7 +33,7 @@ async def test_one_that_refuses_connections_is_left_out(staged: Any) -> None:
 
 
 async def test_one_that_keeps_silent_is_left_out(staged: Any) -> None:
-    async with staged(backend={"timeouts": {"first_byte": 0.1}}, failures=2) as stage:
+    async with staged(backend={"timeouts": {"first_byte": 0.5}}, failures=2) as stage:
         stage.a.silent = True
         assert await stage.ask_often(4) == [200] * 4
         assert stage.asked() == {"a": 2, "b": 4}

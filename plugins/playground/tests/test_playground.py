@@ -170,7 +170,7 @@ def test_an_error_within_the_stream_is_shown_even_if_done_follows(page: PageDriv
     page.say("hi")
     page.until(page.idle)
     assert answers(page) == ["Hel"]
-    assert "The engine died." in page.text(".problem")
+    assert "The backend failed before the answer was complete." in page.text(".problem")
 
 
 def test_a_refusal_is_shown_in_words_and_can_be_tried_again(page: PageDriver) -> None:
