@@ -14,13 +14,14 @@ import openai
 
 from .faults import Upstream, upstream
 from .processes import until
-from .stack import Route, Stack
+from .stack import Answer, Route, Stack
 
 WAYS = ("inline", "offload", "module")
 HELLO = [{"role": "user", "content": "What does the wheel do?"}]
 TIMEOUTS = "timeouts = { connect = 5, first_byte = 30, idle = 30 }"
-"""Of all backends: on a busy machine they may take long. Where silence is to be noticed, a model has deadlines."""
-IMPATIENT = "deadlines = { connect = 1, first_byte = 1, idle = 1 }"
+"""On a busy machine a backend that is well may take long."""
+HURRIED = "timeouts = { connect = 1, first_byte = 1, idle = 1 }"
+"""Of one whose silence is to be noticed."""
 COUNTED = """
 [[plugins.ratelimit.limits]]
 tokens_per_day = 1_000_000
@@ -126,6 +127,13 @@ class Fleet:
         got.seconds = time.monotonic() - started
         return got
 
+    def ask_raw(self, model: str, stream: bool = False, **fields: Any) -> tuple[Answer, dict[str, Any]]:
+        """The answer as it came over a connection of its own, up to its end, and what the log says of it. OpenAI's
+        client leaves streams at their `[DONE]`."""
+        identifier = uuid.uuid4().hex
+        answer = self.route.post({"model": model, "messages": HELLO, "stream": stream, **fields}, identifier)
+        return answer, self.stack.logged(identifier)
+
     def logged(self, got: Got) -> dict[str, Any]:
         return self.stack.logged(got.identifier)
 
@@ -149,8 +157,9 @@ def until_closed(backend: Upstream, since: float) -> float:
 
 
 def usual(name: str, backend: Upstream) -> str:
-    """A line of the table `[backends]`."""
-    return f'{name} = {{ provider = "openai", base_url = "{backend.url}", {TIMEOUTS} }}'
+    """Lines of the table `[backends]`: the same server as one with much patience, and as one with little."""
+    common = f'provider = "openai", base_url = "{backend.url}"'
+    return f"{name} = {{ {common}, {TIMEOUTS} }}\n{name}-hurried = {{ {common}, {HURRIED} }}"
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .fault_fleet import HELLO, Fleet, fleet
+from .fault_fleet import Fleet, fleet
 from .fault_words import FILTERED, TEXT, TOO_LONG, tokens
 from .faults import Answer, Fail
 
@@ -42,13 +41,6 @@ def key(running: Fleet) -> str:
     return running.stack.make_key("--model", "short")
 
 
-def ask_raw(running: Fleet, model: str, stream: bool) -> tuple[Any, dict[str, Any]]:
-    """The answer, and what the log says of it."""
-    body = {"model": model, "messages": HELLO, "stream": stream}
-    answer = running.route.post(body, identifier := uuid.uuid4().hex)
-    return answer, running.stack.logged(identifier)
-
-
 @STREAMS
 @WHO_SAYS
 def test_a_prompt_that_is_too_long_is_asked_of_a_larger_model_alone(running: Fleet, who: str, stream: bool) -> None:
@@ -56,7 +48,7 @@ def test_a_prompt_that_is_too_long_is_asked_of_a_larger_model_alone(running: Fle
     got = running.ask("short", stream)
     assert (got.error, got.text, got.finish, got.model) == (None, TEXT, "stop", "c-large")
     assert running.asked() == {"a": 1, "c": 1}
-    line = running.logged(got)
+    _, line = running.ask_raw("short", stream)
     assert (line["target"], line["attempts"], line["completed"]) == ("c", 2, True)
     assert (line["gen_ai.usage.input_tokens"], line["gen_ai.usage.output_tokens"]) == (33, len(tokens(TEXT)))
 
@@ -65,7 +57,7 @@ def test_a_prompt_that_is_too_long_is_asked_of_a_larger_model_alone(running: Fle
 @WHO_SAYS
 def test_without_a_larger_model_it_is_the_callers_error(running: Fleet, who: str, stream: bool) -> None:
     running["a"].default = Fail(400, TOO_LONG[who])
-    answer, line = ask_raw(running, "plain", stream)
+    answer, line = running.ask_raw("plain", stream)
     assert (answer.status, answer.json()) == (400, TOO_LONG[who])
     assert running.asked() == {"a": 1}
     assert line["attempts"] == 1
@@ -75,7 +67,7 @@ def test_without_a_larger_model_it_is_the_callers_error(running: Fleet, who: str
 def test_a_prompt_that_is_too_long_for_all_is_the_callers_error(running: Fleet, stream: bool) -> None:
     running["a"].default = Fail(400, TOO_LONG["vllm"])
     running["c"].default = Fail(400, TOO_LONG["openai"])
-    answer, _ = ask_raw(running, "short", stream)
+    answer, _ = running.ask_raw("short", stream)
     assert (answer.status, answer.json()) == (400, TOO_LONG["openai"])
     assert running.asked() == {"a": 1, "c": 1}
 
@@ -125,7 +117,7 @@ def test_nobody_gets_a_model_to_fall_back_on_that_is_not_for_them(running: Fleet
 
 @STREAMS
 def test_what_surely_fits_is_delivered_as_ever(running: Fleet, stream: bool) -> None:
-    answer, line = ask_raw(running, "roomy", stream)
+    answer, line = running.ask_raw("roomy", stream)
     assert (answer.status, line["delivery"]) == (200, running.stack.delivery)
 
 
@@ -143,7 +135,7 @@ def test_a_prompt_that_a_filter_refuses_is_asked_of_nobody_else(
     running: Fleet, who: str, model: str, stream: bool
 ) -> None:
     running["a"].default = Fail(400, FILTERED[who])
-    answer, line = ask_raw(running, model, stream)
+    answer, line = running.ask_raw(model, stream)
     assert (answer.status, answer.json()) == (400, FILTERED[who])
     assert running.asked() == {"a": 1}
     assert line["attempts"] == 1

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .fault_fleet import HELLO, IMPATIENT, TIMEOUTS, Fleet, fleet
+from .fault_fleet import HELLO, HURRIED, TIMEOUTS, Fleet, fleet
 from .fault_words import ARGUMENTS, TEXT, tokens
 from .faults import Answer, Fail, Silent, Upstream
 
@@ -17,10 +16,10 @@ RESUME = 'midstream = "resume", retry = { backoff = 0.02, max_backoff = 0.05, bu
 MODELS = f"""
 alone = {{ targets = ["a"], {RESUME} }}
 pair = {{ targets = ["a", "b"], {RESUME} }}
-pair-hurried = {{ targets = ["a", "b"], {RESUME}, {IMPATIENT} }}
+pair-hurried = {{ targets = ["a-hurried", "b"], {RESUME} }}
 triple = {{ targets = ["a", "b", "c"], {RESUME} }}
 backed = {{ targets = ["a"], fallback_models = ["spare"], {RESUME} }}
-backed-hurried = {{ targets = ["a"], fallback_models = ["spare"], {RESUME}, {IMPATIENT} }}
+backed-hurried = {{ targets = ["a-hurried"], fallback_models = ["spare"], {RESUME} }}
 spare = {{ targets = ["b"] }}
 unable = {{ targets = ["a-anew", "b-anew"], {RESUME} }}
 brief = {{ targets = ["a", "b"], {RESUME}, deadlines = {{ total = 0.8 }} }}
@@ -33,8 +32,13 @@ ASKED = {"model": "pair", "messages": HELLO, "stream": True}
 
 def able(name: str, backend: Upstream) -> str:
     """Each twice: as a backend that goes on with what it is given, and as one that always begins anew."""
-    common = f'provider = "openai", base_url = "{backend.url}", {TIMEOUTS}'
-    return f"{name} = {{ {common}, prefill = true }}\n{name}-anew = {{ {common} }}"
+    common = f'provider = "openai", base_url = "{backend.url}"'
+    ways = {
+        name: f"{TIMEOUTS}, prefill = true",
+        f"{name}-anew": TIMEOUTS,
+        f"{name}-hurried": f"{HURRIED}, prefill = true",
+    }
+    return "\n".join(f"{each} = {{ {common}, {more} }}" for each, more in ways.items())
 
 
 @pytest.fixture(scope="module", params=["inline", "offload"])
@@ -79,7 +83,7 @@ def test_the_other_target_is_given_what_was_said_to_go_on_with(running: Fleet) -
 
 def test_an_answer_of_two_targets_reads_as_one(running: Fleet) -> None:
     running["a"].default = Answer(cut=5, then="reset", pause=0.005)
-    answer = running.route.post(ASKED)
+    answer, _ = running.ask_raw("pair", stream=True)
     *events, done = answer.events
     chunks = [json.loads(each) for each in events]
     assert (answer.whole, done) == (True, "[DONE]")
@@ -93,11 +97,11 @@ def test_an_answer_of_two_targets_reads_as_one(running: Fleet) -> None:
 @pytest.mark.parametrize("told", [False, True])
 def test_what_both_have_said_is_counted_once(running: Fleet, told: bool) -> None:
     running["a"].default = Answer(cut=5, then="close", pause=0.005)
-    got = running.ask("pair", stream=True, stream_options={"include_usage": told})
-    line = running.logged(got)
+    answer, line = running.ask_raw("pair", stream=True, stream_options={"include_usage": told})
     used = (22, len(tokens(TEXT)))
     assert (line["gen_ai.usage.input_tokens"], line["gen_ai.usage.output_tokens"]) == used
-    assert (got.usage and (got.usage.prompt_tokens, got.usage.completion_tokens)) == (used if told else None)
+    said = [json.loads(each).get("usage") for each in answer.events[:-1]]
+    assert [(each["prompt_tokens"], each["completion_tokens"]) for each in said if each] == [used] * told
     assert (line["completed"], line["target"], line["attempts"]) == (True, "b", 2)
 
 
@@ -150,12 +154,11 @@ def test_a_target_that_cannot_go_on_is_passed_over(running: Fleet) -> None:
 def test_if_nobody_can_go_on_it_ends_with_one_error(running: Fleet) -> None:
     running["a"].default = Answer(cut=5, then="close", pause=0.005, prefill=False)
     running["b"].default = Answer(prefill=False)
-    answer = running.route.post(ASKED, identifier := uuid.uuid4().hex)
+    answer, line = running.ask_raw("pair", stream=True)
     errors = [each for each in answer.events if each.startswith('{"error"')]
     assert (answer.whole, errors) == (True, answer.events[-1:])
     assert json.loads(errors[0])["error"]["code"] == "stream_truncated"
     assert len(running["a"].requests) + len(running["b"].requests) <= 4
-    line = running.stack.logged(identifier)
     assert (line["completed"], line["level"]) == (False, "error")
 
 
