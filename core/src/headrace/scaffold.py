@@ -27,7 +27,7 @@ dependencies = [
 ]
 
 [project.optional-dependencies]
-test = ["pytest>=9.0", "pytest-asyncio>=1.3"]
+test = ["httpx>=0.28", "pytest>=9.0", "pytest-asyncio>=1.3"]
 
 [project.entry-points."headrace.plugins"]
 $name = "$package:Plugin"
