@@ -262,8 +262,7 @@ class Stack:
         return self._pids(b"nginx: worker process")
 
     def _pids(self, words: bytes) -> list[int]:
-        tree = process_tree(self.launched.child.pid)
-        return [pid for pid in tree if words in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in process_tree(self.launched.child.pid) if words in _command(pid)]
 
     def logged(self, identifier: str) -> dict[str, Any]:
         """The request's line in the log, once it is there."""
@@ -311,3 +310,10 @@ class Stack:
         FakeBackend.__init__(self.fake)
         self.fake.url = url
         self.raw.tell(whole())
+
+
+def _command(pid: int) -> bytes:
+    """A process's command line; nothing if it has ended meanwhile."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""

@@ -151,7 +151,8 @@ def test_more_backends_than_nginx_may_be_sent_to_are_all_asked(own_stack: Any, k
     with kit.raw_backend() as raw:
         backends = "".join(f'b{n} = {{ provider = "openai", base_url = "{raw.url}" }}\n' for n in range(7))
         names = ", ".join(f'"b{number}"' for number in range(7))
-        with own_stack(backends=backends, models=f"many = {{ targets = [{names}], retry = {{ rounds = 1 }} }}") as stack:
+        many = f"many = {{ targets = [{names}], retry = {{ rounds = 1 }} }}"
+        with own_stack(backends=backends, models=many) as stack:
             stack.warm_up()
             raw.tell(kit.whole(SORRY, "500 Internal Server Error"))
             answer, line = ask(stack.route("nginx"), "many")

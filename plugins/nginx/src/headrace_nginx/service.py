@@ -277,16 +277,13 @@ class Service:
             self.check()
 
     def take_over(self) -> None:
-        """Have the running nginx, if there is one, take over what has changed for it. Raises HeadraceError."""
-        if self._pid() is None:
-            return
-        before = self._written()
-        self.install()
-        if self._written() != before:
-            os.kill(self._running_pid(), signal.SIGHUP)
+        """Have the running nginx, if there is one, read everything again: its certificates may be new ones, too.
 
-    def _written(self) -> tuple[str, front.Front | None]:
-        return self.layout.config_file.read_text("utf-8"), front.read(self._front_file)
+        Raises:
+            HeadraceError
+        """
+        if self._pid() is not None:
+            self.reload()
 
     def _check_listens(self) -> None:
         """Refuse to move a running nginx to another address: clients would lose it, and nobody asked for that.
