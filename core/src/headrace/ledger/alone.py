@@ -73,8 +73,9 @@ class Alone:
                 cell[1] += amount
                 place = amount
             places.append(place)
-        self._note(names)
-        if lasting:
+        if not lasting:
+            self._note(names)
+        else:
             try:
                 self._write(names)
             except lmdb.Error:

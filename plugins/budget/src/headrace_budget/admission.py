@@ -52,7 +52,8 @@ class Admission(AbstractAsyncContextManager[None]):
         if applied.priceless:
             raise unpriced(exchange.model.name if exchange.model else "")
         exchange.usage_wanted = True
-        check_fields(exchange)
+        if not exchange.fields_checked:
+            check_fields(exchange)
         if self._desk.config.exact_prompts and await self._has_room():
             await self._desk.gateway.estimator.count(exchange, self._desk.gateway)
         self._prompt = self._desk.gateway.estimator.prompt(exchange)

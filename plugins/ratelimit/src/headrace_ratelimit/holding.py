@@ -35,7 +35,8 @@ class Holding:
         exchange, applied = self._exchange, self._applied
         if applied.tokens is not None:
             exchange.usage_wanted = True
-            check_fields(exchange)
+            if not exchange.fields_checked:
+                check_fields(exchange)
             if self._config.exact_prompts and await self._has_room():
                 await self._gateway.estimator.count(exchange, self._gateway)
             self._tokens = self._needed(applied.tokens)
