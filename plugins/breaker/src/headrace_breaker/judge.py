@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import email.utils
 import enum
 import math
-import time
 from typing import TYPE_CHECKING
 
 from headrace.errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
+from headrace.retries import retry_after
 
 if TYPE_CHECKING:
     from headrace.exchange import Attempt, Outcome
@@ -72,17 +71,6 @@ def _kept_silent(attempt: Attempt, outcome: Outcome) -> bool:
 
 
 def asked_pause(error: GatewayError | None) -> float:
-    """The seconds of an error's `Retry-After`, a number or a date (RFC 9110, 10.2.3); 0 if it does not say."""
-    value = error.headers.get("Retry-After", "") if error is not None else ""
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _until(value)
-    return seconds if 0 < seconds < math.inf else 0.0
-
-
-def _until(date: str) -> float:
-    try:
-        return email.utils.parsedate_to_datetime(date).timestamp() - time.time()
-    except (ValueError, OverflowError, TypeError, IndexError):  # all of them are raised by dates that are none
-        return 0.0
+    """The seconds of an error's `Retry-After`; 0 if it does not say."""
+    seconds = retry_after(error.headers.get("Retry-After", "")) if error is not None else 0.0
+    return seconds if seconds < math.inf else 0.0
