@@ -99,11 +99,12 @@ class Route:
             return {"uds": str(self.stack.core_socket), "verify": False}
         return {"verify": self.stack.tls()}
 
-    def client(self, key: str | None = None) -> httpx.Client:
+    def client(self, key: str | None = None, *, keeps: bool = True) -> httpx.Client:
+        """`keeps`: whether it uses a connection again."""
         headers = {"Authorization": f"Bearer {key or self.stack.key}"}
-        return httpx.Client(
-            base_url=self.origin, headers=headers, transport=httpx.HTTPTransport(**self._way()), timeout=60
-        )
+        limits = httpx.Limits(max_keepalive_connections=None if keeps else 0)
+        transport = httpx.HTTPTransport(**self._way(), limits=limits)
+        return httpx.Client(base_url=self.origin, headers=headers, transport=transport, timeout=60)
 
     def connect(self) -> socket.socket:
         """A connection, ready for the first byte of a request."""
@@ -252,6 +253,11 @@ class Stack:
     def engine_is_idle(self) -> bool:
         counters = self.engine_counters()
         return counters["requests_processing"] == counters["requests_deferred"] == 0
+
+    @property
+    def scripted(self) -> bool:
+        """Whether nginx looks at replies with a script."""
+        return self.delivery == "offload" and not (self.state / "nginx-module").exists()
 
     def core_pid(self) -> int:
         """The process id of the core."""

@@ -14,6 +14,7 @@ from headrace.testing import CHUNK, COMPLETION, DONE, FINISH
 
 HELLO = [{"role": "user", "content": "hi"}]
 PIECE = CHUNK % 0
+STREAM: dict[str, Any] = {"messages": HELLO, "stream": True}
 BREAKS = ["close", "reset"]
 OUTCOME = (
     *("http.response.status_code", "completed", "aborted", "level", "http.response.body.size", "error.code"),
@@ -55,6 +56,19 @@ def test_a_cut_stream_ends_with_an_error_event_and_as_http_ends(route: Any, kit:
     assert json.loads(answer.events[-1])["error"]["code"] == "stream_truncated"
     assert b"[DONE]" not in answer.body
     assert answer.whole
+
+
+@pytest.mark.parametrize("name", CUT_STREAMS)
+def test_the_connection_over_which_a_cut_stream_came_serves_the_next_request(route: Any, kit: Any, name: str) -> None:
+    if route.name == "nginx" and route.stack.scripted:
+        pytest.skip("nginx gives it up, and a script cannot tell it otherwise")
+    made, then = CUT_STREAMS[name]
+    route.stack.raw.tell(made(kit), then)
+    with route.client() as client:
+        assert "stream_truncated" in client.post("/v1/chat/completions", json=dict(model="raw", **STREAM)).text
+        connection = client._transport._pool.connections[0]  # type: ignore[attr-defined]
+        assert client.get("/v1/models").status_code == 200
+        assert client._transport._pool.connections == [connection]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", CUT_STREAMS)

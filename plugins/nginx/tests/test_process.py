@@ -127,6 +127,23 @@ def test_a_reload_that_nginx_refuses_leaves_the_old_configuration(
         assert front.ask().status == 200
 
 
+def test_what_changes_nothing_for_nginx_leaves_its_workers_and_their_connections_alone(
+    binary: str, running: Callable[..., Any], tmp_path: Path, tools: Any
+) -> None:
+    with running(tmp_path, binary=binary) as front:
+        before = set(family(front.master))
+        front.service.take_over()
+        assert front.ask().status == 200
+        assert set(family(front.master)) == before
+        os.utime(front.service.layout.tls / "server.pem")
+        front.service.take_over()
+        tools.until(lambda: before.isdisjoint(set(family(front.master)) - {front.master}), "new workers")
+        again = set(family(front.master))
+        front.service.take_over()
+        assert front.ask().status == 200
+        assert set(family(front.master)) == again
+
+
 def test_a_reload_without_a_running_nginx_says_so(make_service: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(HeadraceError, match="no nginx of this gateway is running"):
         make_service(tmp_path).reload()

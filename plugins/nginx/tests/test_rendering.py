@@ -82,6 +82,13 @@ def test_http2_is_asked_for_as_the_version_of_nginx_understands_it() -> None:
     assert (directives(old, "http2"), directives(new, "http2"), directives(off, "http2")) == ([], ["on"], [])
 
 
+@pytest.mark.parametrize(("version", "lines"), [((1, 27, 3), []), ((1, 27, 4), ["2s"])])
+def test_connections_of_busy_clients_outlive_a_reload_where_nginx_can(
+    version: tuple[int, int, int], lines: list[str]
+) -> None:
+    assert directives(text_of(platform=Platform(version=version)), "keepalive_min_timeout") == lines
+
+
 @pytest.mark.parametrize(("address", "written"), [("::", "[::]:8443 ipv6only=on"), ("0.0.0.0", "0.0.0.0:8443")])
 def test_an_address_is_written_as_nginx_reads_it(address: str, written: str) -> None:
     assert directives(text_of(NginxConfig(address=address)), "listen") == [f"{written} default_server ssl http2"]

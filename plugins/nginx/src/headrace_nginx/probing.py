@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import ssl
+from pathlib import Path
 
 from headrace.errors import HeadraceError
 
@@ -15,6 +16,20 @@ from headrace.errors import HeadraceError
 def listens(config: str) -> list[str]:
     """The addresses of a rendered configuration."""
     return re.findall(r"^\s*listen (\S+?);?(?: |$)", config, re.MULTILINE)
+
+
+def certificates_changed(config: str, since_ns: int) -> bool:
+    """Whether a certificate or key that a rendered configuration names is newer than this."""
+    names = re.findall(r'^\s*(?:proxy_)?ssl_(?:trusted_)?certificate(?:_key)? "(.+)";', config, re.MULTILINE)
+    return any(_changed_ns(name) >= since_ns for name in names)
+
+
+def _changed_ns(path: str) -> int:
+    """When a file, or a link to it, was last changed; 0 if it cannot be looked at. Copying can keep an old mtime."""
+    try:
+        return max(Path(path).stat().st_ctime_ns, Path(path).lstat().st_ctime_ns)
+    except OSError:
+        return 0
 
 
 def check_port(address: str, port: int) -> None:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 HEADER = "# rendered by headrace nginx render; do not edit"
 HTTP2_DIRECTIVE_SINCE = (1, 25, 1)
 """`http2 on;` replaced `listen … http2` (nginx CHANGES 1.25.1)."""
+KEEPALIVE_MIN_SINCE = (1, 27, 4)
+"""Since when nginx, told to go, spares connections that were idle for a moment only (nginx CHANGES 1.27.4)."""
+KEPT_AT_RELOADS = "2s"
+"""A client that asks again within this time is answered though nginx was reloaded; a stop may wait as long."""
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 PLACES = ("http", "server", "location")
 
@@ -39,7 +43,7 @@ def render(gateway: Gateway, config: NginxConfig, platform: Platform, layout: La
     limit = config.max_body_bytes or gateway.config.server.max_body_bytes
     found = answers(config, limit, gateway.walls)
     http = [
-        *_http_basics(gateway, config, layout, limit),
+        *_http_basics(gateway, config, platform, layout, limit),
         *logs.access_log(config, layout),
         *limits.zones(config.throttle, gateway.walls, platform, layout),
         *proxying.maps(),
@@ -113,7 +117,9 @@ def _events(config: NginxConfig) -> list[str]:
     return [f"worker_connections {config.worker_connections};"]
 
 
-def _http_basics(gateway: Gateway, config: NginxConfig, layout: Layout, max_body_bytes: int) -> list[str]:
+def _http_basics(
+    gateway: Gateway, config: NginxConfig, platform: Platform, layout: Layout, max_body_bytes: int
+) -> list[str]:
     header_bytes = gateway.config.server.max_header_bytes
     temporary = [f"{kind}_temp_path {quoted_path(layout.temporary(kind), 'temporary path')};" for kind in TEMPORARY]
     return [
@@ -136,6 +142,7 @@ def _http_basics(gateway: Gateway, config: NginxConfig, layout: Layout, max_body
         f"client_body_timeout {duration(config.client_body_timeout)};",
         f"send_timeout {duration(config.send_timeout)};",
         f"keepalive_timeout {duration(config.keepalive_timeout)};",
+        *([f"keepalive_min_timeout {KEPT_AT_RELOADS};"] if platform.version >= KEEPALIVE_MIN_SINCE else []),
         "reset_timedout_connection on;",
         "",
     ]

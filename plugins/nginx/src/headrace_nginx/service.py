@@ -26,7 +26,7 @@ from .building import find_module
 from .config import NginxConfig
 from .handover import Handover
 from .layout import Layout
-from .probing import any_certificate, check_port, is_alive, listens, status
+from .probing import any_certificate, certificates_changed, check_port, is_alive, listens, status
 from .rendering import render
 from .scripts import keys_script, replies_script
 
@@ -264,11 +264,14 @@ class Service:
         pid = self._running_pid()
         self._check_listens()
         self.install()
+        self._hang_up(pid)
+        return pid
+
+    def _hang_up(self, pid: int) -> None:
         try:
             os.kill(pid, signal.SIGHUP)
         except OSError as error:
             raise HeadraceError(f"nginx (process {pid}) cannot be signalled: {error.strerror}") from error
-        return pid
 
     def check_reload(self) -> None:
         """Whether the running nginx could take over the new configuration. Raises HeadraceError: it could not."""
@@ -277,13 +280,22 @@ class Service:
             self.check()
 
     def take_over(self) -> None:
-        """Have the running nginx, if there is one, read everything again: its certificates may be new ones, too.
+        """Have the running nginx, if there is one, read everything again if anything of it has changed: its old workers
+        close the connections of clients that pause.
 
         Raises:
             HeadraceError
         """
-        if self._pid() is not None:
-            self.reload()
+        if self._pid() is None:
+            return
+        self._check_listens()
+        before, since = self._written(), self.layout.config_file.stat().st_ctime_ns
+        self.install()
+        if self._written() != before or certificates_changed(before[0], since):
+            self._hang_up(self._running_pid())
+
+    def _written(self) -> tuple[str, front.Front | None]:
+        return self.layout.config_file.read_text("utf-8"), front.read(self._front_file)
 
     def _check_listens(self) -> None:
         """Refuse to move a running nginx to another address: clients would lose it, and nobody asked for that.

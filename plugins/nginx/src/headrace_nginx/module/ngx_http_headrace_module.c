@@ -64,6 +64,7 @@ typedef struct {
     unsigned      finished:1;   /* cut, and yet all was said */
     unsigned      ended:1;
     unsigned      loose:1;      /* in an event that is too long to be kept back */
+    unsigned      keepalive:1;  /* whether the client's connection was to be kept */
     end_e         end;          /* how the stream ends, or has to */
     ngx_uint_t    answers;      /* that the stream has; 0: unknown */
     uint64_t      reasons;      /* a bit for each that has given its finish reason */
@@ -336,6 +337,7 @@ header_filter(ngx_http_request_t *r)
         drop_challenge(r);
     }
     watch->stream = r->headers_out.status == NGX_HTTP_OK && content_type_is(r, "text/event-stream");
+    watch->keepalive = r->keepalive;
     be_told(&wanted, r, watch);
     if (watch->mode != mode_none) {
         watch->tail = ngx_pnalloc(r->pool, 2 * KEPT);
@@ -775,6 +777,7 @@ end_stream(ngx_http_request_t *r, watch_t *watch, ngx_chain_t ***place)
     if (link == NULL) {
         return NGX_ERROR;
     }
+    r->keepalive = watch->keepalive;    /* nginx, which gave up, takes the answer for broken off: it is not */
     add(watch, link, place);
     watch->ended = 1;
     return NGX_OK;
