@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .dialects import ONE
+from .dialects import ONE, ChatPeek
 from .errors import GatewayError, InvalidRequest, UpstreamError
 from .providers import CountsPrompts
 from .weighing import BYTES_PER_TOKEN, PICTURE_TOKENS
@@ -106,9 +106,14 @@ def demand(exchange: Exchange) -> tuple[int, int]:
     found = exchange.demand
     if found is None:
         peek = exchange.peek
-        one, other = getattr(peek, "max_completion_tokens", None) or 0, getattr(peek, "max_tokens", None) or 0
+        if type(peek) is ChatPeek:  # nearly all are
+            one, other = peek.max_completion_tokens or 0, peek.max_tokens or 0
+            answers = 1 if peek.n is ONE else _count(peek.n)
+        else:
+            one, other = getattr(peek, "max_completion_tokens", None) or 0, getattr(peek, "max_tokens", None) or 0
+            answers = _answers(peek)
         most = one if one > other else other
-        found = exchange.demand = most if most > 0 else 0, _answers(peek)
+        found = exchange.demand = most if most > 0 else 0, answers
     return found
 
 
@@ -125,6 +130,10 @@ LIKE_THEM = KNOWN | {
 """Names by which some server or other knows how long an answer may be; some do not look at their case."""
 
 
+HARMLESS = KNOWN | {"messages", "prompt", "input", "stream", "stream_options", "temperature", "top_p", "tools", "seed"}
+"""What most requests have, and none of them."""
+
+
 def check_fields(exchange: Exchange) -> None:
     """Where tokens are limited, a request says what it wants by one name, in one spelling.
 
@@ -133,8 +142,8 @@ def check_fields(exchange: Exchange) -> None:
     """
     if exchange.fields_checked:
         return
-    for name in exchange.fields:
-        if name not in KNOWN and name.casefold() in LIKE_THEM:
+    for name in exchange.fields.keys() - HARMLESS:
+        if name.casefold() in LIKE_THEM:
             raise InvalidRequest(f"The field {name!r} cannot be reckoned with: say max_tokens, n or model.", param=name)
     exchange.fields_checked = True
 

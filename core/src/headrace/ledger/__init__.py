@@ -11,7 +11,7 @@ registered another (`register_ledgers`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from hashlib import blake2b
@@ -88,6 +88,11 @@ class Hold(Protocol):
 
 class Ledger(Protocol):
     """Where it is counted."""
+
+    @property
+    def take(self) -> Callable[[Sequence[Limit], Sequence[int]], Hold | Refusal] | None:
+        """What `reserve` does, without waiting and cheaper; None where it may have to wait for somebody."""
+        ...
 
     async def reserve(self, limits: Sequence[Limit], amounts: Sequence[int]) -> Hold | Refusal:
         """Take so much of each limit, all of it or nothing.

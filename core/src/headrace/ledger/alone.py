@@ -7,8 +7,10 @@ written a little later, many changes at once: what a crash then loses are the ra
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import math
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import add, gt, itemgetter
 
 import lmdb
 
@@ -17,6 +19,38 @@ from .cells import HEAD, RING, SLOTS
 
 WRITE_SECONDS = 0.5
 """So long a change may wait to be written."""
+MARGIN = 1e-3
+"""Of a slot, before its end: there the time is looked at exactly."""
+
+
+class Plan:
+    """Where the limits of one caller are counted, looked up once for many requests.
+
+    It is good from `since` until `until`: then the slot of a window is another.
+    """
+
+    __slots__ = ("cells", "lasting", "limits", "mosts", "names", "places", "since", "slots", "until")
+
+    def __init__(self, limits: Sequence[Limit], found: Sequence[cells.Cell]) -> None:
+        self.limits, self.cells = limits, found
+        self.names = tuple(limit.name for limit in limits)
+        self.lasting = any(limit.kind == "sum" for limit in limits)
+        self.mosts = tuple(limit.most for limit in limits)
+        pairs = list(zip(limits, found, strict=True))
+        self.places = tuple(cell[1] if limit.kind == "window" else 0 for limit, cell in pairs)
+        self.slots = tuple(_SLOT[limit.kind](cell) for limit, cell in pairs)
+        spans = [(cell[1], limit.seconds / SLOTS) for limit, cell in pairs if limit.kind == "window"]
+        self.since = max((slot * span for slot, span in spans), default=-math.inf)
+        self.until = min(((slot + 1 - MARGIN) * span for slot, span in spans), default=math.inf)
+
+
+_SLOT: Mapping[str, Callable[[cells.Cell], int]] = {
+    "window": lambda cell: HEAD + cell[1] % RING,
+    "sum": lambda cell: 0,
+    "open": lambda cell: 1,
+}
+"""Which number of a cell, beside the first, is used."""
+_first = itemgetter(0)
 
 
 class Alone:
@@ -27,22 +61,37 @@ class Alone:
         self._cells: dict[bytes, cells.Cell] = {}
         self._before: dict[bytes, cells.Cell] = {}
         """Those that nobody has looked at since the last `forget`."""
+        self._plans: dict[int, Plan] = {}
+        """By the identity of a tuple of limits: their plugins keep them, and each plan keeps its own."""
         self._changed: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def cell(self, limit: Limit, now: float) -> cells.Cell:
-        """What is counted of a limit now. Raises lmdb.Error."""
+        """What is counted of a limit now; always the same object, until it is forgotten. Raises lmdb.Error."""
         name = limit.name
-        cell = self._cells.get(name) or self._before.pop(name, None)
-        stored: Any = self._read(name) if cell is None else cell.tobytes()
-        cell = self._cells[name] = cells.load(limit, stored, now, 0)
+        cell = self._cells.get(name)
+        if cell is None:
+            cell = self._before.pop(name, None)
+            cell = self._cells[name] = array("q", self._read(name) or b"") if cell is None else cell
+        fresh = cells.advance(limit, cell, now, 0)
+        if fresh is not cell:
+            cell[:] = fresh
         return cell
 
-    def _read(self, name: bytes) -> Any:
+    def _read(self, name: bytes) -> bytes | None:
         with self._env.begin() as txn:
-            return txn.get(name)
+            found: bytes | None = txn.get(name)
+            return found
 
-    def take(self, limits: Sequence[Limit], amounts: Sequence[int], now: float) -> tuple[list[int], list[int]] | None:
+    def _plan(self, limits: Sequence[Limit], now: float) -> Plan:
+        plan = Plan(limits, [self.cell(limit, now) for limit in limits])
+        if isinstance(limits, tuple):
+            self._plans[id(limits)] = plan
+        return plan
+
+    def take(
+        self, limits: Sequence[Limit], amounts: Sequence[int], now: float
+    ) -> tuple[Sequence[int], Sequence[int]] | None:
         """Where each was written, and what is used then; None if one does not fit, and then nothing was taken.
 
         Every line is paid for each limit of each request, so `cells.take` is written out here.
@@ -50,54 +99,49 @@ class Alone:
         Raises:
             lmdb.Error: it cannot be written; nothing was taken.
         """
-        kept, names, found, places, used, lasting = self._cells, [], [], [], [], False
-        for limit, amount in zip(limits, amounts, strict=True):
-            name = limit.name
-            cell = kept.get(name)
-            if cell is None or (limit.kind == "window" and cell[1] != int(now * SLOTS / limit.seconds)):
-                cell = self.cell(limit, now)
-            if cell[0] + amount > limit.most:
-                return None
-            names.append(name)
-            found.append(cell)
-        for limit, cell, amount in zip(limits, found, amounts, strict=True):
-            kind, place = limit.kind, 0
+        plan = self._plans.get(id(limits))
+        if plan is None or not plan.since <= now < plan.until:
+            plan = self._plan(limits, now)
+        used = list(map(add, map(_first, plan.cells), amounts))
+        if any(map(gt, used, plan.mosts)):
+            return None
+        for cell, slot, amount in zip(plan.cells, plan.slots, amounts, strict=True):
             cell[0] += amount
-            used.append(cell[0])
-            if kind == "window":
-                place = cell[1]
-                cell[HEAD + place % RING] += amount
-            elif kind == "sum":
-                lasting = True
-            else:
-                cell[1] += amount
-                place = amount
-            places.append(place)
-        if not lasting:
-            self._note(names)
+            if slot:
+                cell[slot] += amount
+        if not plan.lasting:
+            self._note(plan.names)
         else:
             try:
-                self._write(names)
+                self._write(plan.names)
             except lmdb.Error:
-                for limit, cell, place, amount in zip(limits, found, places, amounts, strict=True):
-                    cells.correct(limit, cell, place, -amount, 0)
+                for cell, slot, amount in zip(plan.cells, plan.slots, amounts, strict=True):
+                    cell[0] -= amount
+                    if slot:
+                        cell[slot] -= amount
                 raise
-        return places, used
+        return plan.places, used
 
-    def correct(self, due: Iterable[tuple[Limit, int, int]], now: float) -> None:
-        """What a request took of these limits was less, or more, than was written there. Raises lmdb.Error."""
-        names, kept = [], self._cells
-        for limit, place, change in due:
-            name = limit.name
-            cell = kept.get(name)
-            if cell is not None and limit.kind == "sum":
-                cell[0] += change
-            else:
-                if cell is None or change > 0:
-                    cell = self.cell(limit, now)
-                cells.correct(limit, cell, place, change, 0)
-            names.append(name)
-        self._note(names)
+    def settle(
+        self,
+        limits: Sequence[Limit],
+        places: Sequence[int],
+        reserved: Sequence[int],
+        amounts: Sequence[int],
+        clock: Callable[[], float],
+    ) -> None:
+        """What a request took of these limits is this, instead of what was reserved there. Raises lmdb.Error."""
+        plan = self._plans.get(id(limits)) or self._plan(limits, clock())
+        for limit, cell, place, was, amount in zip(limits, plan.cells, places, reserved, amounts, strict=True):
+            if limit.kind == "sum":
+                cell[0] += amount - was
+            elif limit.kind == "open":
+                cells.correct(limit, cell, was, 0, 0)
+            elif amount != was:
+                if amount > was:
+                    self.cell(limit, clock())
+                cells.correct(limit, cell, place, amount - was, 0)
+        self._note(plan.names)
 
     def _note(self, names: Sequence[bytes]) -> None:
         self._changed.update(names)
@@ -132,5 +176,6 @@ class Alone:
     def forget(self) -> None:
         """Let go of what nobody has looked at since the time before, if the file has it."""
         self.write()
+        self._plans.clear()
         if not self._changed:
             self._before, self._cells = self._cells, {}

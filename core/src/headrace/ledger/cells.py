@@ -31,7 +31,11 @@ a number for each worker, so that what a dead one held is found and given back."
 def load(limit: Limit, stored: bytes | None, now: float, column: int) -> Cell:
     """What is kept of a limit, as it is now; `column` is the worker who asks. A clock that goes back stands still for
     windows; if by more than the window, all begins anew."""
-    cell = array("q", stored or b"")
+    return advance(limit, array("q", stored or b""), now, column)
+
+
+def advance(limit: Limit, cell: Cell, now: float, column: int) -> Cell:
+    """The same of what was loaded before: it, or one in its place."""
     if limit.kind == "window":
         slot = int(now * SLOTS / limit.seconds)
         return cell if cell and cell[1] == slot else _advanced(cell, slot, round(limit.seconds * 1e6))
@@ -82,7 +86,8 @@ def correct(limit: Limit, cell: Cell, place: int, change: int, column: int) -> N
         elif not 0 <= cell[1] - place <= SLOTS:
             return
         at = HEAD + place % RING
-        change = max(change, -cell[at])
+        if change < -cell[at]:
+            change = -cell[at]
         cell[at] += change
     cell[0] += change
 

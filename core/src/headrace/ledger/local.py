@@ -69,14 +69,11 @@ class LocalHold:
         ledger, self._ledger = self._ledger, None
         if ledger is None:
             return
-        due = []
-        for limit, place, amount, reserved in zip(self._limits, self._places, amounts, self._reserved, strict=True):
-            if amount != reserved or limit.kind == "open":
-                if not 0 <= amount <= LARGEST:
-                    amount = 0 if amount < 0 else LARGEST
-                due.append((limit, place, amount - reserved))
-        if due:
-            ledger.correct(due)
+        for amount in amounts:
+            if not 0 <= amount <= LARGEST:
+                amounts = [min(max(0, amount), LARGEST) for amount in amounts]
+                break
+        ledger.settle(self._limits, self._places, self._reserved, amounts)
 
 
 class DoesNotFit(Exception):
@@ -233,16 +230,20 @@ class LocalLedger:
         wait = max(waits[longest], SHORTEST_WAIT)  # it may fit by now, but it did not
         return Refusal(levels[longest], amounts[longest], wait, levels)
 
-    def correct(self, due: Sequence[Due]) -> None:
-        """What `settle` does, soon: in one step with the next request, or with all others that end meanwhile."""
+    def settle(
+        self, limits: Sequence[Limit], places: Sequence[int], reserved: Sequence[int], amounts: Sequence[int]
+    ) -> None:
+        """What a hold does, soon: in one step with the next request, or with all others that end meanwhile."""
         if self._alone is not None:
             try:
-                self._alone.correct(due, self._clock())
+                self._alone.settle(limits, places, reserved, amounts, self._clock)
             except lmdb.Error as error:  # it stays as it was reserved
                 self._note(error)
             return
-        self._due += due
-        if self._timer is None:
+        for limit, place, was, amount in zip(limits, places, reserved, amounts, strict=True):
+            if amount != was or limit.kind == "open":
+                self._due.append((limit, place, amount - was))
+        if self._due and self._timer is None:
             try:
                 self._timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.flush)
             except RuntimeError:  # no loop: a command, or a test

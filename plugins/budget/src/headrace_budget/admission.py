@@ -61,8 +61,11 @@ class Admission(AbstractAsyncContextManager[None]):
         if not asked and exchange.endpoint.name != "embeddings":
             await self._reserve_some()
             return
-        self._ask_for(min(asked * answers, LARGEST))
-        held = await self._desk.gateway.ledger.reserve(applied.limits, self._amounts)
+        answer = asked * answers
+        self._ask_for(answer if answer < LARGEST else LARGEST)
+        ledger, limits = self._desk.gateway.ledger, applied.limits
+        take = ledger.take
+        held = take(limits, self._amounts) if take is not None else await ledger.reserve(limits, self._amounts)
         if isinstance(held, Refusal):
             self._refuse(held)
         else:

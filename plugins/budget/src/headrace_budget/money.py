@@ -32,13 +32,15 @@ class Rate(msgspec.Struct, frozen=True):
 
     def cost(self, prompt: int, cached: int, answer: int) -> int:
         """What was used costs so much, in millionths. `cached` of the prompt's tokens came from a cache."""
-        cached = min(cached, prompt)
+        if cached > prompt:
+            cached = prompt
         exact = (prompt - cached) * self.input + cached * self.cached + answer * self.output + self.request
         return -(-exact // MILLION)
 
     def at_most(self, prompt: int, answer: int) -> int:
         """What a request may cost, whatever is cached."""
-        return -(-(prompt * max(self.input, self.cached) + answer * self.output + self.request) // MILLION)
+        dearer = self.input if self.input > self.cached else self.cached
+        return -(-(prompt * dearer + answer * self.output + self.request) // MILLION)
 
     def answer_for(self, money: int, prompt: int) -> int:
         """How many tokens of an answer so much money pays for, after the prompt. Below zero: not even the prompt."""

@@ -27,13 +27,14 @@ class Told(NamedTuple):
     limit: tuple[bytes, bytes]
     reset: tuple[bytes, bytes]
     remaining: bytes
+    most: int
 
 
 def told(limit: Limit, unit: str) -> Told:
     """Right after a request its window is used until it has passed, and its slot: that is what `reset` says."""
     reset = duration(math.ceil(limit.seconds * RING / SLOTS)).encode()
     most, remaining, until = (f"x-ratelimit-{what}-{unit}".encode() for what in ("limit", "remaining", "reset"))
-    return Told((most, b"%d" % limit.most), (until, reset), remaining)
+    return Told((most, b"%d" % limit.most), (until, reset), remaining, limit.most)
 
 
 def headers(applied: Applied, used: Sequence[int]) -> Headers:
@@ -41,8 +42,9 @@ def headers(applied: Applied, used: Sequence[int]) -> Headers:
     found: Headers = []
     for places in applied.places:
         at = places[0] if len(places) == 1 else max(places, key=lambda at: used[at] / applied.limits[at].most)
-        most, until, remaining = applied.told[at]
-        found += (most, until, (remaining, b"%d" % max(0, applied.limits[at].most - used[at])))
+        limit, reset, remaining, most = applied.told[at]
+        left = most - used[at]
+        found += (limit, reset, (remaining, b"%d" % left if left > 0 else b"0"))
     return found
 
 

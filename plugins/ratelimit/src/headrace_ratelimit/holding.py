@@ -40,9 +40,11 @@ class Holding:
             if self._config.exact_prompts and await self._has_room():
                 await self._gateway.estimator.count(exchange, self._gateway)
             self._tokens = self._needed(applied.tokens)
-        held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(self._tokens))
+        ledger, amounts = self._gateway.ledger, applied.amounts(self._tokens)
+        take = ledger.take
+        held = take(applied.limits, amounts) if take is not None else await ledger.reserve(applied.limits, amounts)
         if isinstance(held, Refusal) and self._takes_what_is_left(held):
-            held = await self._gateway.ledger.reserve(applied.limits, applied.amounts(self._tokens))
+            held = await ledger.reserve(applied.limits, applied.amounts(self._tokens))
         if isinstance(held, Refusal):
             exchange.response_headers += headers(applied, [level.used for level in held.levels])
             raise refused(held, applied)

@@ -23,6 +23,8 @@ class Nobody:
 class Open:
     """Everything is granted, and nothing of it is counted."""
 
+    take = None
+
     async def reserve(self, limits: Sequence[Limit], amounts: Sequence[int]) -> Nobody:
         return Nobody(len(limits))
 
@@ -38,6 +40,8 @@ class Open:
 
 class Closed:
     """Nothing is granted. `retry_seconds`: when it is worth asking again."""
+
+    take = None
 
     def __init__(self, retry_seconds: float) -> None:
         self._headers = {"Retry-After": str(math.ceil(retry_seconds))}

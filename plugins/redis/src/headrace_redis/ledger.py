@@ -85,6 +85,8 @@ class RedisLedger:
             case "closed":
                 return Closed(self._config.probe_seconds)
 
+    take = None
+
     async def reserve(self, limits: Sequence[Limit], amounts: Sequence[int]) -> Hold | Refusal:
         if self._batches.attached:
             found = await self._answer(self._batches.ask(limits, amounts, take=True))
