@@ -63,6 +63,8 @@ class Backends:
     def __init__(self, config: PrefixConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self.clock = config, clock
         self._known: dict[str, Known] = {}
+        self.find = self._known.get
+        """What is known of a backend by its name, if it has been seen, without what is new in its state."""
         self._aged_at = clock()
 
     @property

@@ -85,9 +85,13 @@ class PrefixPolicy:
         """The best first; so are the others, should it fail."""
         prompt = read_prompt(exchange, targets, self._block, self._limit)
         rows, mean = self._look(prompt, targets)
-        earlier = exchange.state.get(STATE)
-        exchange.state[STATE] = Plan(prompt, rows, self._room(mean), earlier.visits if earlier is not None else {})
-        return self._sorted(rows, mean, prompt.size)
+        room = self._imbalance * mean  # how busy a target may be, with this request, and still be chosen for its cache
+        if room < self._spare:
+            room = self._spare
+        state = exchange.state
+        earlier = state.get(STATE)
+        state[STATE] = Plan(prompt, rows, room, earlier.visits if earlier is not None else {})
+        return self._sorted(rows, mean, room, prompt.size)
 
     def why(self, exchange: Exchange, target: Target) -> str:
         """What is known of a target's cache, and how busy it is."""
@@ -104,19 +108,22 @@ class PrefixPolicy:
         now = backends.clock()
         backends.age(now)
         rows: list[_Row] = []
-        requests, weights = 1, 0
+        requests, weights, depth, find = 1, 0, 0, backends.find
         for target in targets:
-            known, in_flight, weight = backends.of(target), target.state.in_flight, target.weight
+            known, state, weight = find(target.name), target.state, target.weight
+            if known is None or known.since != state.since:
+                known = backends.of(target)
+            in_flight = state.in_flight
             if in_flight or not known.absent:  # one that nobody asks does not make others busier than usual
                 requests += in_flight
                 weights += weight
-            depth = known.blocks.depth(chain, now) if chain else 0
+            depth = known.blocks.depth(chain, now, depth)  # often as much as the one before
             cached = depth * share if depth and (known.record.trusted or known.record.believed()) else 0.0
             rows.append((target, known, depth, cached, (in_flight + 1) / weight, known.work / weight))
         return rows, requests / (weights or 1)
 
-    def _sorted(self, rows: list[_Row], mean: float, size: int) -> list[Target]:
-        room, pressure, balance = self._room(mean), self._pressure / (1 + mean), self._balance / size
+    def _sorted(self, rows: list[_Row], mean: float, room: float, size: int) -> list[Target]:
+        pressure, balance = self._pressure / (1 + mean), self._balance / size
         ranked: list[tuple[bool, float, float, int]] = []
         warm = False
         for number, (_, _, _, cached, busy, work) in enumerate(rows):
@@ -130,10 +137,6 @@ class PrefixPolicy:
             ranked = [(False, row[4], row[5], number) for number, row in enumerate(rows)]
         ranked.sort()
         return [rows[rank[3]][0] for rank in ranked]
-
-    def _room(self, mean: float) -> float:
-        """How busy a target may be, with this request, and still be chosen for its cache."""
-        return max(self._spare, self._imbalance * mean)
 
 
 _Row = tuple["Target", "Known", int, float, float, float]

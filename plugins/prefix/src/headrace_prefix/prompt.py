@@ -44,22 +44,15 @@ def read_prompt(exchange: Exchange, targets: Sequence[Target], block: int, limit
     fields = exchange.fields
     size, text = _text(fields, limit)
     value = _seed(exchange, fields, targets, limit)
-    chain = []
-    for at in range(0, min(size - 1, limit) - block + 1, block):
-        value = hash((value, text[at : at + block]))
-        chain.append(value)
-    return Prompt(chain, max(size, 1))
+    cuts = range(0, (size - 1 if size <= limit else limit) - block + 1, block)
+    return Prompt([value := hash((value, text[at : at + block])) for at in cuts], size or 1)
 
 
 def _text(fields: Mapping[str, msgspec.Raw], limit: int) -> tuple[int, bytes]:
     """The length of a prompt's parts, and their bytes up to the limit."""
-    size, parts = 0, []
-    for name in PARTS:
-        if name in fields:
-            part = memoryview(fields[name])
-            size += part.nbytes
-            parts.append(part[:limit])
-    return size, bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+    parts = [memoryview(fields[name]) for name in PARTS if name in fields]
+    size = sum([part.nbytes for part in parts])
+    return size, b"".join([part[:limit] for part in parts])
 
 
 def _seed(exchange: Exchange, fields: Mapping[str, msgspec.Raw], targets: Sequence[Target], limit: int) -> int:
