@@ -386,7 +386,7 @@ async def test_a_provider_without_the_endpoint_is_not_asked() -> None:
 
         @hookimpl
         def register_providers(self, register: Any) -> None:
-            target = lambda name, config: SimpleNamespace(name=name, provider="deaf")  # noqa: E731
+            target = lambda name, config: SimpleNamespace(name=name, provider="deaf", endpoints=None)  # noqa: E731
             register(SimpleNamespace(name="deaf", endpoints=frozenset(), native=frozenset(), target=target))
 
     models = {"test": {"targets": [{"provider": "deaf"}, "second"]}, "deaf": {"targets": [{"provider": "deaf"}]}}

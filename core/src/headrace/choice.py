@@ -119,8 +119,10 @@ def obstacle(attempt: Attempt, gateway: Gateway) -> str:
         return "the first token has a deadline"
     if exchange.body_changed:
         return "a plugin changed the request's body"
-    if exchange.endpoint.name not in attempt.provider.native or exchange.endpoint.dialect is not OPENAI:
+    if attempt.asked is not exchange or exchange.endpoint.name not in attempt.provider.native:
         return "the backend speaks another dialect"
+    if exchange.streaming and exchange.endpoint.dialect is not OPENAI:
+        return "nginx does not know how streams of this dialect end"
     if (
         request.method != "POST"
         or request.body is not attempt.built

@@ -91,6 +91,9 @@ class BackendConfig(Strict, frozen=True):
     stream_usage: bool = True
     """Whether to ask for token counts in streams (`stream_options.include_usage`) when a plugin wants them and the
     client did not ask; they are not shown to that client. False for servers that refuse the field."""
+    endpoints: list[str] | None = None
+    """The endpoints this backend has itself, `chat` or `responses` for instance; left out, those its provider expects.
+    Requests to others are translated where that can be done."""
     options: dict[str, Any] = {}
     """Settings only this provider knows; see its README."""
 

@@ -135,8 +135,10 @@ def _only_the_farewell_is_missing(vetting: Vetting | None, error: Exception) -> 
 
 
 def _hides_usage(exchange: Exchange, reply: Reply) -> bool:
-    request = exchange.attempts[-1].request if exchange.attempts else None
-    return request is not None and request.hides_usage and reply.ok and reply.is_event_stream
+    attempt = exchange.attempts[-1] if exchange.attempts else None
+    if attempt is None or attempt.request is None or attempt.asked is not exchange:
+        return False
+    return attempt.request.hides_usage and reply.ok and reply.is_event_stream
 
 
 async def _pump(

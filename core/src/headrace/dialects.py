@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
 from .errors import GatewayError, InvalidRequest, envelope
 from .exchange import Usage
 from .vetting import Vetting
+
+if TYPE_CHECKING:
+    from .translation import Translation
 
 USAGE_BYTES = 4096
 """No usage object is longer."""
@@ -194,10 +197,20 @@ class Endpoint:
         peek: the Struct that is read from the body.
         dialect: who words the errors.
         summary: one line for the OpenAPI page.
+        translation: how backends are asked that do not have it; None: they are not.
     """
 
-    def __init__(self, name: str, path: str, peek: type[Peek], dialect: Dialect, summary: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        peek: type[Peek],
+        dialect: Dialect,
+        summary: str = "",
+        translation: Translation | None = None,
+    ) -> None:
         self.name = name
+        self.translation = translation
         self.path = path
         self.dialect = dialect
         self.peek = peek
@@ -220,7 +233,7 @@ class Endpoint:
                 f"The body is not valid UTF-8 (byte {error.start}).", code="invalid_encoding"
             ) from error
         except msgspec.ValidationError as error:
-            raise _invalid_field(error) from error
+            raise invalid_field(error) from error
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
         except RecursionError as error:
@@ -235,10 +248,10 @@ class Endpoint:
             try:
                 decoder.decode(raw)
             except msgspec.ValidationError as error:
-                raise _invalid_field(error, name) from error
+                raise invalid_field(error, name) from error
 
 
-def _invalid_field(error: msgspec.ValidationError, field: str = "") -> InvalidRequest:
+def invalid_field(error: msgspec.ValidationError, field: str = "") -> InvalidRequest:
     """Turn msgspec's wording (`Expected … - at `$.messages[0].role``) into OpenAI's `message` and `param`."""
     text, _, path = str(error).partition(" - at `")
     param = (field + path.rstrip("`").removeprefix("$")).removeprefix(".") or None

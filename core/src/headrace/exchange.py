@@ -86,6 +86,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Whether this backend goes on with an answer whose beginning it is given."""
     stream_usage: bool = True
     """Whether this backend may be asked for token counts in streams."""
+    endpoints: frozenset[str] | None = None
+    """Those it has, of its provider's; None: all of them."""
     options: dict[str, Any] = {}
     state: TargetState = msgspec.field(default_factory=TargetState)
     """What is known of it now."""
@@ -178,14 +180,33 @@ class Attempt:
     """
 
     __slots__ = (
-        *("_counted", "built", "exchange", "handed_over", "model", "number", "provider", "reporting", "request"),
+        *(
+            "_counted",
+            "asked",
+            "built",
+            "exchange",
+            "handed_over",
+            "model",
+            "number",
+            "provider",
+            "reporting",
+            "request",
+        ),
         *("started", "target"),
     )
 
     def __init__(
-        self, exchange: Exchange, number: int, target: Target, provider: Any, model: Model | None = None
+        self,
+        exchange: Exchange,
+        number: int,
+        target: Target,
+        provider: Any,
+        model: Model | None = None,
+        asked: Exchange | None = None,
     ) -> None:
         self.exchange = exchange
+        self.asked = asked or exchange
+        """What the target is asked: the client's request itself, or one that it has been translated into."""
         self.model = model or exchange.model
         """Whose target it is: the model that was asked for, or one that it falls back on."""
         self.number = number
@@ -216,7 +237,7 @@ class Attempt:
         """All is over. An exchange holds its attempts: were it held by them, its memory would wait for the garbage
         collector."""
         self.request = None
-        del self.exchange
+        del self.exchange, self.asked
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -295,6 +316,10 @@ class Exchange:
         self.events = 0
         """How many pieces of a stream have passed: what its tokens are estimated by if it is cut."""
         self.usage: Usage | None = None
+        self.translated: Exchange | None = None
+        """What backends are asked that do not speak the client's dialect."""
+        self.dropped: tuple[str, ...] = ()
+        """What of the request they are not asked, by name."""
         self.demand: tuple[int, int] | None = None
         """What `headrace.estimate.demand` has found."""
         self.prompt_estimate: int | None = None
@@ -382,10 +407,14 @@ class Exchange:
 
     def replace_fields(self, **changes: Any) -> None:
         """Set top-level fields of the body (None removes one); every other field keeps its bytes."""
-        self.body = merge_fields(self.fields, changes)
         self.body_changed = True
-        self._fields = self._measure = self.demand = self.prompt_estimate = None
-        self.peek = self.endpoint.read(self.body)
+        self.take_body(merge_fields(self.fields, changes))
+
+    def take_body(self, body: bytes) -> None:
+        """Ask this instead. Raises InvalidRequest."""
+        self.body = body
+        self._fields = self._measure = self.demand = self.prompt_estimate = self.translated = None
+        self.peek = self.endpoint.read(body)
 
 
 def header(headers: Headers, name: bytes) -> str | None:

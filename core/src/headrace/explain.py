@@ -12,7 +12,7 @@ from .errors import GatewayError, NotFound, error_object
 from .exchange import Attempt, Exchange
 from .gateway import Gateway
 from .pipeline import identify, select_model, unsupported
-from .providers import Explains
+from .providers import Explains, can_answer
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}]},
@@ -90,7 +90,7 @@ def _target(exchange: Exchange, gateway: Gateway, number: int, target: Any) -> d
     described = {"name": target.name, "provider": target.provider, "condition": target.state.condition}
     if exchange.model is not None and isinstance(exchange.model.policy, Explains):
         described["why"] = exchange.model.policy.why(exchange, target)
-    if exchange.endpoint.name not in provider.endpoints:
+    if not can_answer(exchange.endpoint, target, provider):
         return {**described, "skipped": f"does not answer {exchange.endpoint.name}"}
     attempt = Attempt(exchange, number, target, provider)
     attempt.request = provider.build(attempt)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .config import BackendConfig
 from .dialects import Tokens
 from .edits import edit
 from .errors import UpstreamError
@@ -21,8 +22,14 @@ PATHS = {
     "chat": "/chat/completions",
     "completions": "/completions",
     "embeddings": "/embeddings",
+    "responses": "/responses",
+    "messages": "/messages",
+    "count_tokens": "/messages/count_tokens",
 }
-"""Where OpenAI's API has what core calls by these names (https://platform.openai.com/docs/api-reference)."""
+"""Where OpenAI's API, and servers that speak Anthropic's beside it, have what core and plugins call by these names
+(https://platform.openai.com/docs/api-reference)."""
+ENDPOINTS = frozenset(("chat", "completions", "embeddings"))
+"""Those that every such server has."""
 
 
 ANSWER_FIELDS = ("max_tokens", "max_completion_tokens")
@@ -69,15 +76,22 @@ class OpenAIBackend:
     A provider inherits this and adds `name` and `target()`; `endpoints` may be narrowed.
     """
 
-    endpoints = frozenset(PATHS)
+    endpoints = ENDPOINTS
     native = endpoints
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
+    def known(self, config: BackendConfig) -> frozenset[str] | None:
+        """The endpoints that a backend's configuration names; None if it names none. Raises ValueError."""
+        unknown = sorted(set(config.endpoints or ()) - self.endpoints)
+        if unknown:
+            raise ValueError(f"endpoints: there is no {unknown[0]!r} (there are: {', '.join(sorted(self.endpoints))})")
+        return None if config.endpoints is None else frozenset(config.endpoints)
+
     def build(self, attempt: Attempt) -> UpstreamRequest:
         """The client's body, its headers that may pass, the target's own."""
-        exchange, target = attempt.exchange, attempt.target
+        exchange, target = attempt.asked, attempt.target
         changes: dict[str, Any] = {}
         name = target.model or (attempt.model.name if attempt.model and attempt.model is not exchange.model else None)
         if name is not None and exchange.peek is not None and exchange.peek.model != name:
@@ -100,7 +114,7 @@ class OpenAIBackend:
     async def send(self, attempt: Attempt) -> Reply:
         """Send what was built. Raises GatewayError."""
         assert attempt.request is not None
-        streaming = attempt.exchange.streaming
+        streaming = attempt.asked.streaming
         return await self._gateway.upstream.send(attempt.target, attempt.request, streaming=streaming)
 
     async def count_prompt(self, exchange: Exchange, target: Target) -> int:

@@ -26,6 +26,7 @@ from .offload import CLIENT_LEFT, Report, conclude, hand_over
 from .resume import can_go_on, continue_in, may_break, refused, resumed
 from .retries import Walk
 from .timelimit import Deadline
+from .translation import asked_of, translated
 from .verdict import PromptTooLong, check_length
 
 if TYPE_CHECKING:
@@ -147,14 +148,16 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
         attempt = begin(walk, target, gateway)
         try:
             reply = await send(attempt, gateway, connection)
-            if walk.asked_for.midstream == "error" or isinstance(reply, Report) or not may_break(exchange, reply):
+            if isinstance(reply, Report):
                 return reply
-            return resumed(reply, partial(go_on, walk, gateway, connection))
+            if walk.asked_for.midstream == "resume" and may_break(attempt.asked, reply):
+                reply = resumed(reply, partial(go_on, walk, gateway, connection))
+            return translated(reply, attempt)
         except PromptTooLong as error:
             await failed(attempt, gateway, error)
             target = walk.longer()
             if target is None:
-                return error.reply
+                return translated(error.reply, attempt)
         except GatewayError as error:
             await failed(attempt, gateway, error)
             target = await walk.another(attempt, error)
@@ -163,8 +166,9 @@ async def attempts(exchange: Exchange, gateway: Gateway, connection: Connection)
 
 def begin(walk: Walk, target: Target, gateway: Gateway) -> Attempt:
     """The next try."""
-    exchange = walk.exchange
-    attempt = Attempt(exchange, len(exchange.attempts) + 1, target, gateway.providers[target.provider], walk.model)
+    exchange, provider = walk.exchange, gateway.providers[target.provider]
+    asked = asked_of(exchange, target, provider)
+    attempt = Attempt(exchange, len(exchange.attempts) + 1, target, provider, walk.model, asked)
     exchange.attempts.append(attempt)
     attempt.begin()
     return attempt
@@ -172,8 +176,8 @@ def begin(walk: Walk, target: Target, gateway: Gateway) -> Attempt:
 
 async def go_on(walk: Walk, gateway: Gateway, connection: Connection, journal: Journal, error: GatewayError) -> Reply:
     """A stream broke: have another target go on with it. Raises GatewayError: nobody does."""
-    exchange = walk.exchange
-    walk.suits = partial(can_go_on, exchange, journal=journal)
+    exchange, asked = walk.exchange, walk.exchange.attempts[-1].asked
+    walk.suits = lambda target: is_asked(asked, exchange, target, gateway) and can_go_on(asked, target, journal=journal)
     while True:
         broken = exchange.attempts[-1]
         await failed(broken, gateway, error)
@@ -183,12 +187,17 @@ async def go_on(walk: Walk, gateway: Gateway, connection: Connection, journal: J
         except GatewayError as again:
             error = again
             continue
-        if isinstance(reply, Reply) and may_break(exchange, reply):
+        if isinstance(reply, Reply) and may_break(asked, reply):
             logger.info("request %s: target %s goes on", exchange.id, attempt.target.name)
             return reply
         if isinstance(reply, Reply):
             await reply.aclose()
         error = refused(reply)
+
+
+def is_asked(asked: Exchange, exchange: Exchange, target: Target, gateway: Gateway) -> bool:
+    """Whether this target, too, is asked it this way, and not in another dialect."""
+    return asked_of(exchange, target, gateway.providers[target.provider]) is asked
 
 
 async def failed(attempt: Attempt, gateway: Gateway, error: GatewayError) -> None:
@@ -213,7 +222,7 @@ async def send(
     try:
         attempt.request = provider.build(attempt)
         if journal is not None:
-            continue_in(attempt.request, exchange, attempt.target, journal)
+            continue_in(attempt.request, attempt.asked, attempt.target, journal)
         attempt.built = attempt.request.body
         await gateway.hooks.prepare_attempt(attempt)
         choice = choose(attempt, gateway, connection)

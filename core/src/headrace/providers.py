@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
 from .config import BackendConfig
 from .exchange import Attempt, Exchange, Reply, Target, UpstreamRequest
+
+if TYPE_CHECKING:
+    from .dialects import Endpoint
 
 
 @runtime_checkable
@@ -30,7 +33,7 @@ class Provider(Protocol):
         ...
 
     def build(self, attempt: Attempt) -> UpstreamRequest:
-        """What to send to `attempt.target`. Sync and cheap: no I/O."""
+        """What to send to `attempt.target`, which is asked `attempt.asked`. Sync and cheap: no I/O."""
         ...
 
     async def send(self, attempt: Attempt) -> Reply:
@@ -44,6 +47,17 @@ class Provider(Protocol):
     async def models(self, target: Target) -> Sequence[str]:
         """The model names this backend serves. Raises GatewayError."""
         ...
+
+
+def spoken_by(target: Target, provider: Provider) -> frozenset[str]:
+    """Endpoints that a target has itself."""
+    return provider.endpoints if target.endpoints is None else target.endpoints & provider.endpoints
+
+
+def can_answer(endpoint: Endpoint, target: Target, provider: Provider) -> bool:
+    """Whether a target answers an endpoint's requests, as they are or translated."""
+    spoken = spoken_by(target, provider)
+    return endpoint.name in spoken or (endpoint.translation is not None and endpoint.translation.into in spoken)
 
 
 @runtime_checkable

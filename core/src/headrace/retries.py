@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .errors import GatewayError, PluginFault, Unavailable, UpstreamTimeout
+from .providers import can_answer
 
 if TYPE_CHECKING:
     from .exchange import Attempt, Exchange, Target
@@ -165,7 +166,7 @@ class Walk:
 
     def _can_be_asked(self, target: Target) -> bool:
         """Whether it has the endpoint at all."""
-        return self.exchange.endpoint.name in self._gateway.providers[target.provider].endpoints
+        return can_answer(self.exchange.endpoint, target, self._gateway.providers[target.provider])
 
     def _order(self, model: Model) -> list[Target]:
         """A model's targets, the last to be asked first; none if plugins have left out all of them."""

@@ -90,7 +90,7 @@ def check_length(reply: Reply) -> None:
 
 
 _BEGUN = re.compile(
-    rb'"(?:content|text|reasoning|reasoning_content|refusal|arguments)"\s*:\s*"[^"]'
+    rb'"(?:content|text|reasoning|reasoning_content|thinking|refusal|arguments|partial_json|delta|name)"\s*:\s*"[^"]'
     rb'|"tool_calls"\s*:\s*\[\s*[^\]\s]|"finish_reason"\s*:\s*"|\[DONE\]'
 )
 

@@ -32,10 +32,15 @@ class _Chunk(msgspec.Struct):
 
     choices: tuple[_Choice, ...] = ()
     error: msgspec.Raw = _NOTHING
+    type: str | None = None
+    """Of dialects whose events have names."""
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
 _decode_any = msgspec.json.Decoder().decode
+
+
+NAMELESS: frozenset[str] = frozenset()
 
 
 class Vetting:
@@ -43,15 +48,18 @@ class Vetting:
 
     Args:
         answers: how many there are in it.
+        last: types of events after which nothing is missing, in dialects whose events have types.
+        fails: types of events that tell of an error.
 
     Attributes:
         finished: whether all of them have given their finish reasons: nothing of them is missing any more.
     """
 
-    __slots__ = ("_ended", "_held", "_parts", "_tail", "answers", "finished")
+    __slots__ = ("_ended", "_fails", "_held", "_last", "_parts", "_tail", "answers", "finished")
 
-    def __init__(self, answers: int = 1) -> None:
+    def __init__(self, answers: int = 1, last: frozenset[str] = NAMELESS, fails: frozenset[str] = NAMELESS) -> None:
         self.answers = answers
+        self._last, self._fails = last, fails
         self._parts: list[bytes] = []
         """What is held back, as it came: `_held` bytes, and the `_tail` that may be half an end."""
         self._held, self._tail = 0, b""
@@ -118,8 +126,12 @@ class Vetting:
         said = read_json(data)
         if not isinstance(said, dict):
             return
-        if said.get("error"):
+        given = said.get("type")
+        kind = given if isinstance(given, str) else ""
+        if said.get("error") or kind in self._fails:
             raise BadEvent(FAILED, detail="an error event in the stream", evidence=_words(data))
+        if kind in self._last:
+            self.finished = True
         choices = said.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict) and choice.get("finish_reason"):
@@ -128,6 +140,10 @@ class Vetting:
     def _note(self, found: _Chunk) -> None:
         if found.error is not _NOTHING and bytes(found.error) not in NO_ERROR:
             raise BadEvent(FAILED, detail="an error event in the stream", evidence=_words(bytes(found.error)))
+        if found.type is not None:
+            if found.type in self._fails:
+                raise BadEvent(FAILED, detail="an error event in the stream")
+            self.finished = self.finished or found.type in self._last
         for choice in found.choices:
             if choice.finish_reason is not None:
                 self._end(choice.index)

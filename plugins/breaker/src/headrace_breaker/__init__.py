@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from headrace import hookimpl
+from headrace.providers import can_answer
 
 from .arranging import arranged, refusal
 from .circuits import Circuits
@@ -111,8 +112,8 @@ class Plugin:
 
     def _answers(self, exchange: Exchange, targets: Sequence[Target]) -> bool:
         """Whether one of them has the endpoint that is asked for."""
-        providers, endpoint = self._gateway.providers, exchange.endpoint.name
-        return any(endpoint in providers[target.provider].endpoints for target in targets)
+        providers, endpoint = self._gateway.providers, exchange.endpoint
+        return any(can_answer(endpoint, target, providers[target.provider]) for target in targets)
 
     def _refusal(self, exchange: Exchange, circuits: Sequence[Circuit], now: float) -> Exception:
         model = exchange.model.name if exchange.model is not None else ""

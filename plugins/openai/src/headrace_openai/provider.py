@@ -8,23 +8,30 @@ from urllib.parse import SplitResult, urlsplit
 
 from headrace.config import BackendConfig, Secret
 from headrace.exchange import Target
-from headrace.openai_api import PATHS, OpenAIBackend
+from headrace.openai_api import ENDPOINTS, PATHS, OpenAIBackend
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _BLANK = re.compile(r"\s")
 
 
+OWN = ENDPOINTS | {"responses"}
+"""What OpenAI itself has."""
+
+
 class OpenAIProvider(OpenAIBackend):
-    """Any OpenAI-compatible server by its address."""
+    """Any OpenAI-compatible server by its address. What more than the usual it has, its configuration says."""
 
     name = "openai"
+    endpoints = frozenset(PATHS)
+    native = endpoints
 
     def target(self, name: str, config: BackendConfig) -> Target:
         """`base_url` may be given with or without `/v1`; without one it is OpenAI's own."""
+        base_url = _base_url(config.base_url or DEFAULT_BASE_URL)
         return Target(
             name=name,
             provider=self.name,
-            base_url=_base_url(config.base_url or DEFAULT_BASE_URL),
+            base_url=base_url,
             model=config.model or None,
             api_key=config.api_key or None,
             headers=config.headers,
@@ -35,6 +42,7 @@ class OpenAIProvider(OpenAIBackend):
             stream_usage=config.stream_usage,
             verify=_verify(config.verify),
             proxy=_proxy(config.proxy),
+            endpoints=self.known(config) or (OWN if base_url == DEFAULT_BASE_URL else ENDPOINTS),
             options=_no_options(config),
         )
 
