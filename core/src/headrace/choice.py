@@ -119,9 +119,14 @@ def obstacle(attempt: Attempt, gateway: Gateway) -> str:
         return "the first token has a deadline"
     if exchange.body_changed:
         return "a plugin changed the request's body"
-    if attempt.asked is not exchange or exchange.endpoint.name not in attempt.provider.native:
+    dialect = exchange.endpoint.dialect
+    if (
+        attempt.asked is not exchange
+        or exchange.endpoint.name not in attempt.provider.native
+        or not (dialect is OPENAI or getattr(dialect, "offloads", False))
+    ):
         return "the backend speaks another dialect"
-    if exchange.streaming and exchange.endpoint.dialect is not OPENAI:
+    if exchange.streaming and dialect is not OPENAI:
         return "nginx does not know how streams of this dialect end"
     if (
         request.method != "POST"

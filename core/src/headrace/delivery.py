@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -21,6 +21,8 @@ from .vetting import BadEvent, Vetting
 BROKEN = "The connection to the backend broke."
 UNFINISHED = "The backend ended the stream before the answer was complete."
 STREAM_HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+DROPPED = b"x-headrace-dropped"
+"""Names what of the request the backend was not asked, since it cannot be said to it."""
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 NOT_OURS = frozenset(
@@ -228,8 +230,20 @@ def head(exchange: Exchange, headers: Headers) -> Headers:
         for name, value in headers
         if name not in NOT_OURS and name not in hop and not name.startswith(NOT_OURS_PREFIXES)
     ]
-    asked = [(REPORT, b"1")] if exchange.asks_for_report else []
-    return [*kept, *exchange.response_headers, *asked, (b"x-request-id", exchange.id.encode())]
+    own = [(REPORT, b"1")] if exchange.asks_for_report else []
+    if exchange.dropped:
+        own.append((DROPPED, ", ".join(told(exchange.dropped)).encode()))
+    return [*kept, *exchange.response_headers, *own, (b"x-request-id", exchange.id.encode())]
+
+
+_FIELD = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
+MOST_TOLD = 32
+
+
+def told(names: Sequence[str]) -> list[str]:
+    """Names of fields as they can be told: a client may have made them up."""
+    known = [name if _FIELD.fullmatch(name) else "?" for name in dict.fromkeys(names)]
+    return known if len(known) <= MOST_TOLD else [*known[:MOST_TOLD], "..."]
 
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

@@ -91,7 +91,11 @@ class EmbeddingPeek(Peek, kw_only=True):
 
 
 class Dialect(Protocol):
-    """How one family of clients is answered."""
+    """How one family of clients is answered.
+
+    One whose whole answers tell their token counts in an object under the key `usage` may say `offloads = True`: then
+    nginx may deliver them. Its streams the core delivers.
+    """
 
     name: str
 

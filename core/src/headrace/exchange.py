@@ -222,6 +222,10 @@ class Attempt:
         """Tells the plugins how this try ended, from its end on."""
         self._counted = False
 
+    def drop(self, *names: str) -> None:
+        """Note what of the request the target is not asked, since it cannot be said to it: the client is told so."""
+        self.exchange.dropped += names
+
     def begin(self) -> None:
         """From now on the target is busy with it."""
         self._counted = True
@@ -319,7 +323,7 @@ class Exchange:
         self.translated: Exchange | None = None
         """What backends are asked that do not speak the client's dialect."""
         self.dropped: tuple[str, ...] = ()
-        """What of the request they are not asked, by name."""
+        """What of the request the last of them was not asked, by name."""
         self.demand: tuple[int, int] | None = None
         """What `headrace.estimate.demand` has found."""
         self.prompt_estimate: int | None = None

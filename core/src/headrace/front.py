@@ -48,7 +48,10 @@ MORE = b"x-headrace-more"
 REQUEST_HEADER = b"x-headrace-send-"
 """Begins the name of a header that is sent to the backend."""
 
-FORWARDED = ("accept", "content-type", "openai-beta", "traceparent", "tracestate", "user-agent")
+FORWARDED = (
+    *("accept", "anthropic-beta", "anthropic-version", "content-type", "openai-beta", "traceparent", "tracestate"),
+    "user-agent",
+)
 """The client's own headers that nginx sends on by itself."""
 CARRIED = (
     "access-control-allow-credentials",

@@ -220,6 +220,7 @@ async def send(
     """One try: build, prepare, send, or let nginx send. With a `journal`, to go on with what stands in it."""
     provider, exchange = attempt.provider, attempt.exchange
     try:
+        exchange.dropped = attempt.asked.dropped if attempt.asked is not exchange else ()
         attempt.request = provider.build(attempt)
         if journal is not None:
             continue_in(attempt.request, attempt.asked, attempt.target, journal)

@@ -17,7 +17,7 @@ from .delivery import UNFINISHED, told_late
 from .dialects import OPENAI_ENDPOINTS
 from .errors import GatewayError, UpstreamError
 from .estimate import choices
-from .exchange import Attempt, Exchange, Headers, Reply
+from .exchange import Attempt, Exchange, Reply
 from .providers import spoken_by
 from .streaming import EventSplitter
 from .vetting import BadEvent, Vetting
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .exchange import Target
     from .providers import Provider
 
-DROPPED = b"x-headrace-dropped"
-"""The response header that names what of a request could not be carried."""
 _completion = msgspec.json.Decoder(Completion).decode
 _chunk = msgspec.json.Decoder(Chunk).decode
 _BY_NAME = {endpoint.name: endpoint for endpoint in OPENAI_ENDPOINTS.values()}
@@ -80,8 +78,9 @@ def asked_of(exchange: Exchange, target: Target, provider: Provider) -> Exchange
 
 
 def _translated(exchange: Exchange, translation: Translation) -> Exchange:
-    body, exchange.dropped = translation.request(exchange)
+    body, dropped = translation.request(exchange)
     chat = copy(exchange)
+    chat.dropped = dropped
     chat.endpoint = _BY_NAME[translation.into]
     chat.path = chat.endpoint.path
     chat.take_body(body)
@@ -95,22 +94,16 @@ def translated(reply: Reply, attempt: Attempt) -> Reply:
     translation = exchange.endpoint.translation
     if attempt.asked is exchange or translation is None:
         return reply
-    headers = _headers(reply, exchange)
     if reply.stream is not None and reply.ok and reply.is_event_stream:
         stream = _events(reply.stream, translation.stream(exchange), choices(attempt.asked))
-        return Reply(reply.status, headers, stream=stream, close=reply.aclose, source=reply.source)
+        return Reply(reply.status, reply.headers, stream=stream, close=reply.aclose, source=reply.source)
     if reply.content is None:
         raise UpstreamError("The backend's answer is too long to be translated.")
     if not reply.ok:
         content = exchange.endpoint.dialect.error_body(told_late(reply))
     else:
         content = translation.answer(_read(reply.content), exchange)
-    return Reply(reply.status, headers, content=content, close=reply.aclose, source=reply.source)
-
-
-def _headers(reply: Reply, exchange: Exchange) -> Headers:
-    kept = [(name, value) for name, value in reply.headers if name != DROPPED]
-    return [*kept, (DROPPED, ", ".join(exchange.dropped).encode("ascii", "replace"))] if exchange.dropped else kept
+    return Reply(reply.status, reply.headers, content=content, close=reply.aclose, source=reply.source)
 
 
 def _read(content: bytes) -> Completion:

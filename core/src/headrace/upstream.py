@@ -21,6 +21,8 @@ FAREWELL_SECONDS = 2.0
 """For so long a stream that has given its finish reason is waited for: its token counts, and its end."""
 MOST_HELD = 65_536
 """Bytes of a stream in which its first token is looked for."""
+LINES = "application/x-ndjson"
+"""Streams of JSON, one value a line, as Ollama gives them: whoever asks for a stream is given this one, too."""
 BROKEN = (aiohttp.ClientError, OSError, ValueError)
 """What the client library raises when a request fails."""
 
@@ -48,7 +50,8 @@ class Upstream:
         if the target has a deadline for that.
 
         With `checked`, an answer that another target might give better, and one that is the operator's business
-        rather than the caller's, is raised as an error.
+        rather than the caller's, is raised as an error. With `streaming`, lines of JSON are a stream as well as events
+        are; whether they have a token is for the caller to see.
 
         Raises:
             UpstreamTimeout, UpstreamError, Unavailable, RateLimited.
@@ -57,18 +60,18 @@ class Upstream:
         try:
             if not streaming or timeouts.first_token is None:
                 with Deadline(timeouts.first_byte, lambda: _silent(timeouts.first_byte, target)):
-                    return await self._ask(target, request, checked)
+                    return await self._ask(target, request, checked, streaming)
             with Deadline(timeouts.first_token, lambda: _silent(timeouts.first_token, target, "no token")):
                 return await self._ask_for_token(target, request, checked)
         except BROKEN as error:
             raise as_gateway_error(error, target) from error
 
-    async def _ask(self, target: Target, request: UpstreamRequest, checked: bool) -> Reply:
-        return await _reply(await self._pool(target).request(request), target, checked)
+    async def _ask(self, target: Target, request: UpstreamRequest, checked: bool, streaming: bool) -> Reply:
+        return await _reply(await self._pool(target).request(request), target, checked, streaming)
 
     async def _ask_for_token(self, target: Target, request: UpstreamRequest, checked: bool) -> Reply:
         with Deadline(target.timeouts.first_byte, lambda: _silent(target.timeouts.first_byte, target)):
-            reply = await self._ask(target, request, checked)
+            reply = await self._ask(target, request, checked, True)
         if isinstance(reply.stream, _Stream) and reply.is_event_stream:
             try:
                 await reply.stream.until_token()
@@ -85,13 +88,13 @@ class Upstream:
         return pool
 
 
-async def _reply(response: aiohttp.ClientResponse, target: Target, checked: bool) -> Reply:
-    """The reply, whole if it is no event stream, else with its first chunk already here."""
+async def _reply(response: aiohttp.ClientResponse, target: Target, checked: bool, streaming: bool) -> Reply:
+    """The reply, whole if it is no stream, else with its first chunk already here."""
     stream = _Stream(response, target)
     headers = [(name.lower(), value) for name, value in response.raw_headers]
     reply = Reply(response.status, headers, close=stream.aclose)
     try:
-        if reply.is_event_stream and reply.ok:
+        if reply.ok and (reply.is_event_stream or (streaming and reply.media_type == LINES)):
             await stream.open()
             reply.stream = stream
         else:
@@ -250,6 +253,8 @@ FORWARDED = (
     (b"tracestate", "Tracestate"),
     (b"user-agent", "User-Agent"),
     (b"openai-beta", "OpenAI-Beta"),
+    (b"anthropic-version", "Anthropic-Version"),
+    (b"anthropic-beta", "Anthropic-Beta"),
 )
 """The client's request headers that go upstream; its credentials and cookies never do."""
 

@@ -10,6 +10,7 @@ import logging
 
 import msgspec
 
+from headrace.delivery import told
 from headrace.errors import GatewayError
 from headrace.exchange import Exchange, Outcome
 
@@ -84,6 +85,7 @@ class RequestLine(
     attempts: int
     delivery: str | None = None
     delivery_reason: str | None = None
+    dropped: list[str] | None = None
     bytes_sent: int
     usage_estimated: bool = False
     input_tokens: int | None = None
@@ -127,6 +129,8 @@ def request_line(
         delivery_reason=delivery or None,
         bytes_sent=outcome.bytes_sent,
     )
+    if exchange.dropped:
+        line.dropped = told(exchange.dropped)
     _add_caller(line, exchange, redactor)
     _add_usage(line, outcome)
     if outcome.error is not None:
