@@ -89,6 +89,7 @@ def _post_only(scope: Any) -> MethodNotAllowed:
 
 
 async def _refuse(error: GatewayError, endpoint: Endpoint, connection: Connection) -> None:
+    error.request_id = connection.scope["headrace.id"]
     response = error_response(error, endpoint.dialect.error_body(error))
     headers = [*response.raw_headers, (b"x-request-id", connection.scope["headrace.id"].encode())]
     await connection.start(response.status_code, headers)

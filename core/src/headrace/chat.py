@@ -240,7 +240,7 @@ class Usage(_Plain, omit_defaults=False):
 class Answer(_Plain):
     """The message of a choice."""
 
-    role: str = "assistant"
+    role: str = msgspec.field(default_factory=lambda: "assistant")  # a default proper would be left out
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -258,6 +258,8 @@ class Choice(_Plain, omit_defaults=False):
     finish_reason: str | None = None
     """`stop`, `length`, `tool_calls`, `content_filter`, or what else an engine says."""
     logprobs: Any = None
+    stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
+    """The text, or the token, before which the answer ended, as vLLM says it."""
 
 
 class Completion(_Plain, omit_defaults=False):
@@ -305,6 +307,7 @@ class ChunkChoice(_Plain, omit_defaults=False):
     index: int = 0
     finish_reason: str | None = None
     logprobs: Any = None
+    stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Chunk(_Plain, omit_defaults=False):

@@ -108,21 +108,22 @@ async def _send_stream(
             return
         cause = error if isinstance(error, GatewayError) else PluginFault("headrace", "wrap_stream", error)
         cut = Cut(f"The answer is incomplete. {cause.message}", detail=cause.detail)
+        cut.request_id = exchange.id
         if event_stream:
             between = b"" if bytes(tail).endswith(EVENT_ENDS) else b"\n\n"  # half an event must not swallow ours
             await connection.end(between + dialect.error_event(cut))
         raise cut from error
-    except asyncio.CancelledError:  # OpenAI's clients leave at `[DONE]`: who has that has it all
+    except asyncio.CancelledError:  # clients leave at the last event: who has that has it all
         exchange.completed = connection.left and not tail.unsent and _has_ended(vetting, bytes(tail))
         raise
     finally:
-        exchange.usage = dialect.usage(hider.hidden if hider is not None else bytes(tail))
+        exchange.usage = dialect.usage(hider.hidden if hider is not None else tail.head + bytes(tail))
     await connection.end()
 
 
 def _has_ended(vetting: Vetting | None, tail: bytes) -> bool:
     """Whether a stream has said all, and that this was all."""
-    return vetting is not None and vetting.finished and tail.rstrip().endswith(b"[DONE]")
+    return vetting is not None and vetting.finished and (vetting.said_last or tail.rstrip().endswith(b"[DONE]"))
 
 
 def _has_all(vetting: Vetting | None, tail: bytes) -> bool:

@@ -81,6 +81,8 @@ class GatewayError(HeadraceError):
     retryable = False
     reached = True
     """Whether a backend may have begun to work; False if it cannot even be reached."""
+    request_id: str | None = None
+    """Of the request that it answers, once it does: for dialects whose errors name it."""
 
     def __init__(
         self,

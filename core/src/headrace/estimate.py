@@ -65,13 +65,15 @@ class Estimator:
         model = exchange.model
         if exchange.prompt_tokens is not None or model is None:
             return
+        from .translation import asked_of
+
         target = model.targets[0]
         provider = gateway.providers[target.provider]
         try:
             if not isinstance(provider, CountsPrompts):
                 raise UpstreamError(f"The provider {target.provider!r} cannot count tokens.")
             async with asyncio.timeout(COUNT_SECONDS):
-                exchange.prompt_tokens = await provider.count_prompt(exchange, target)
+                exchange.prompt_tokens = await provider.count_prompt(asked_of(exchange, target, provider), target)
         except (GatewayError, TimeoutError) as error:
             if target.name not in self._cannot_count:
                 self._cannot_count.add(target.name)

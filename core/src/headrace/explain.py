@@ -13,11 +13,15 @@ from .exchange import Attempt, Exchange
 from .gateway import Gateway
 from .pipeline import identify, select_model, unsupported
 from .providers import Explains, can_answer
+from .translation import asked_of
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Hello"}]},
     "completions": {"prompt": "Hello"},
     "embeddings": {"input": "Hello"},
+    "messages": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16},
+    "count_tokens": {"messages": [{"role": "user", "content": "Hello"}]},
+    "responses": {"input": "Hello"},
 }
 REQUEST_HOOKS = (
     "authenticate",
@@ -92,7 +96,7 @@ def _target(exchange: Exchange, gateway: Gateway, number: int, target: Any) -> d
         described["why"] = exchange.model.policy.why(exchange, target)
     if not can_answer(exchange.endpoint, target, provider):
         return {**described, "skipped": f"does not answer {exchange.endpoint.name}"}
-    attempt = Attempt(exchange, number, target, provider)
+    attempt = Attempt(exchange, number, target, provider, asked=asked_of(exchange, target, provider))
     attempt.request = provider.build(attempt)
     attempt.built = attempt.request.body
     sent = msgspec.json.decode(attempt.request.body)

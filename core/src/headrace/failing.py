@@ -24,6 +24,7 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
         return
     exchange.failure = as_it_is(exchange, exception, gateway)
     exchange.error = error = await gateway.hooks.handle_error(exchange, exchange.failure)
+    error.request_id = exchange.id
     if connection.away:
         return
     if connection.status is not None:

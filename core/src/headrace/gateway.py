@@ -22,7 +22,7 @@ from .estimate import Estimator
 from .hooks import Hooks
 from .models import Model, Models, build_backend, build_models
 from .providers import HealthCheck, InOrder, Provider, RoutingPolicy
-from .registry import compile_hooks, load_plugins, specifications
+from .registry import HookWrapper, compile_hooks, load_plugins, specifications, wrapped
 from .settings import examine, read
 
 if TYPE_CHECKING:
@@ -129,18 +129,27 @@ class Gateway:
         """Whether it runs for a command that only looks: a plugin then begins nothing by itself."""
         self.reply_changer = ""
         """Why no answer can be delivered by nginx: a plugin that changes replies."""
+        self.collectors: list[Any] = []
+        """What plugins offer to be measured by: objects with a method `collect()`, as collectors of prometheus_client
+        have it. A plugin appends its own when it is made, or in its lifespan; `metrics` calls them once a second."""
+        self.hook_wrapper: HookWrapper | None = None
+        """Puts something around what plugins do per request, once, when the hooks are compiled: a plugin that measures
+        them sets it when it is made."""
         self.models = Models(())
         self.estimator = Estimator()
         """How many tokens requests may cost."""
         self.hooks = Hooks(specifications())
         self.plugins, problems = load_plugins(config, self, source, plugins or {})
         self.hooks = Hooks(
-            compile_hooks(
-                self.plugins,
-                config.order,
-                source,
-                configured=config.plugins,
-                earlier=[*earlier, *_check_listen(config.server.listen, source), *problems],
+            wrapped(
+                compile_hooks(
+                    self.plugins,
+                    config.order,
+                    source,
+                    configured=config.plugins,
+                    earlier=[*earlier, *_check_listen(config.server.listen, source), *problems],
+                ),
+                self.hook_wrapper,
             ),
             trace=config.server.trace_errors,
             startup_timeout=config.server.startup_timeout,

@@ -32,6 +32,8 @@ ENDPOINTS = frozenset(("chat", "completions", "embeddings"))
 """Those that every such server has."""
 
 
+TELLS_USAGE = frozenset(("responses", "messages"))
+"""Endpoints whose streams tell of usage unasked."""
 ANSWER_FIELDS = ("max_tokens", "max_completion_tokens")
 TOKENIZED = (
     *("messages", "prompt", "tools", "chat_template", "chat_template_kwargs", "add_generation_prompt"),
@@ -99,7 +101,12 @@ class OpenAIBackend:
         if exchange.answer_limit is not None and exchange.endpoint.name != "embeddings" and not asked_tokens(exchange):
             given = [name for name in ANSWER_FIELDS if name in exchange.fields]
             changes.update(dict.fromkeys(given or (_answer_field(exchange, target),), exchange.answer_limit))
-        forced = target.stream_usage and exchange.streaming and exchange.wants_usage and not _asks_for_usage(exchange)
+        if attempt.asked is not attempt.exchange and "max_tokens" in exchange.fields:
+            field = _answer_field(exchange, target)
+            if field != "max_tokens":
+                changes.update({field: exchange.fields["max_tokens"], "max_tokens": None})
+        told = exchange.endpoint.name not in TELLS_USAGE and target.stream_usage and exchange.streaming
+        forced = told and exchange.wants_usage and not _asks_for_usage(exchange)
         if forced:
             changes["stream_options"] = _with_usage(exchange)
         body, edits = edit(exchange.body, exchange.fields, changes) if changes else (exchange.body, ())

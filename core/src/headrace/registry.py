@@ -112,6 +112,30 @@ def compile_hooks(
     return compiled
 
 
+HookWrapper = Callable[[str, Hook, Callable[..., Any]], Callable[..., Any]]
+"""Given a plugin's name, the hook, and the function: what is called in its place, with the same arguments."""
+PER_REQUEST = frozenset(
+    (
+        *("authenticate", "authorize", "transform_request", "admit", "open_tap", "cache_lookup", "arrange"),
+        *("prepare_attempt", "on_attempt", "transform_reply", "wrap_stream", "handle_error", "on_complete"),
+    )
+)
+
+
+def wrapped(hooks: dict[str, Hook], wrapper: HookWrapper | None) -> dict[str, Hook]:
+    """The hooks of requests with the wrapper around each call; without one, as they are."""
+    if wrapper is None:
+        return hooks
+    return {
+        name: msgspec.structs.replace(
+            hook, calls=tuple((plugin, wrapper(plugin, hook, call)) for plugin, call in hook.calls)
+        )
+        if name in PER_REQUEST
+        else hook
+        for name, hook in hooks.items()
+    }
+
+
 def is_enabled(name: str, table: Mapping[str, Any], source: str) -> bool:
     """Whether a plugin's table parks it with `enabled = false`. Raises ConfigError if it says neither."""
     enabled = table.get("enabled", True)

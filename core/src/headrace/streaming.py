@@ -154,11 +154,16 @@ class Tail:
     MOST = 4 * SIZE
     """Bytes that are kept before the first are forgotten, many chunks at once."""
 
-    __slots__ = ("_chunks", "_size", "unsent")
+    HEAD = 2048
+    """Bytes of a long stream's beginning that are kept besides: some dialects tell the prompt's tokens there."""
+
+    __slots__ = ("_chunks", "_size", "head", "unsent")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
         self._size = 0
+        self.head = b""
+        """The beginning, once it is no part of the rest."""
         self.unsent = False
         """Whether the last of it has not gone out."""
 
@@ -169,6 +174,7 @@ class Tail:
             self._forget()
 
     def _forget(self) -> None:
+        self.head = self.head or b"".join(self._chunks)[: self.HEAD]
         while self._size - len(self._chunks[0]) >= self.SIZE:
             self._size -= len(self._chunks.popleft())
 

@@ -55,7 +55,7 @@ class Vetting:
         finished: whether all of them have given their finish reasons: nothing of them is missing any more.
     """
 
-    __slots__ = ("_ended", "_fails", "_held", "_last", "_parts", "_tail", "answers", "finished")
+    __slots__ = ("_ended", "_fails", "_held", "_last", "_parts", "_tail", "answers", "finished", "said_last")
 
     def __init__(self, answers: int = 1, last: frozenset[str] = NAMELESS, fails: frozenset[str] = NAMELESS) -> None:
         self.answers = answers
@@ -65,6 +65,8 @@ class Vetting:
         self._held, self._tail = 0, b""
         self._ended: set[int] = set()
         self.finished = False
+        self.said_last = False
+        """Whether an event has come that is its dialect's last."""
 
     def look(self, chunk: bytes) -> bytes:
         """Look at the events that are complete with this chunk, and return them: half an event is held back, for if
@@ -131,7 +133,7 @@ class Vetting:
         if said.get("error") or kind in self._fails:
             raise BadEvent(FAILED, detail="an error event in the stream", evidence=_words(data))
         if kind in self._last:
-            self.finished = True
+            self.finished = self.said_last = True
         choices = said.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict) and choice.get("finish_reason"):
@@ -143,7 +145,8 @@ class Vetting:
         if found.type is not None:
             if found.type in self._fails:
                 raise BadEvent(FAILED, detail="an error event in the stream")
-            self.finished = self.finished or found.type in self._last
+            if found.type in self._last:
+                self.finished = self.said_last = True
         for choice in found.choices:
             if choice.finish_reason is not None:
                 self._end(choice.index)

@@ -16,6 +16,7 @@ from .arranging import arranged, refusal
 from .circuits import Circuits
 from .config import BreakerConfig
 from .judge import Verdict, asked_pause, judge
+from .measures import Measures
 from .status import Status, TargetStatus, status
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Plugin:
         self._random = chance or random.Random()  # noqa: S311 (it spreads requests; nothing secret)
         self._circuits = Circuits(config, clock, self._random)
         self._troubled = self._circuits.troubled
+        gateway.collectors.append(Measures(self, gateway))
 
     @hookimpl
     def register_routes(self, gateway: Gateway) -> None:

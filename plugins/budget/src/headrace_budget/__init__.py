@@ -30,6 +30,7 @@ class Plugin:
         from .admission import Admission, Desk
         from .alerts import Alerts
         from .answers import Words
+        from .measures import Measures
         from .money import Prices
         from .periods import Calendar, zone
         from .rules import Rules
@@ -47,7 +48,9 @@ class Plugin:
 
             self._webhook = Webhook(config.alert_url, gateway)
         alerts = Alerts(self.words, self.clock, self._webhook.post if self._webhook else None)
-        self._admission, self._desk = Admission, Desk(config, gateway, self.words, alerts)
+        measures = Measures(config.currency, self.clock)
+        gateway.collectors.append(measures)
+        self._admission, self._desk = Admission, Desk(config, gateway, self.words, alerts, measures)
         gateway.counts = True
 
     @hookimpl

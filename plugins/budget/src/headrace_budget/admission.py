@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .alerts import Alerts
     from .answers import Words
     from .config import BudgetConfig
+    from .measures import Measures
     from .rules import Applied
 
 TRIES = 3
@@ -29,8 +30,10 @@ TRIES = 3
 class Desk:
     """What all requests have in common."""
 
-    def __init__(self, config: BudgetConfig, gateway: Gateway, words: Words, alerts: Alerts) -> None:
-        self.config, self.gateway, self.words, self.alerts = config, gateway, words, alerts
+    def __init__(
+        self, config: BudgetConfig, gateway: Gateway, words: Words, alerts: Alerts, measures: Measures
+    ) -> None:
+        self.config, self.gateway, self.words, self.alerts, self.measures = config, gateway, words, alerts, measures
 
 
 class Admission(AbstractAsyncContextManager[None]):
@@ -75,8 +78,14 @@ class Admission(AbstractAsyncContextManager[None]):
         held, self._held = self._held, None
         if held is None:
             return
-        taken = self._applied.amounts(*self._spent())
+        tokens, money = self._spent()
+        taken = self._applied.amounts(tokens, money)
         held.settle(taken)
+        measures = self._desk.measures
+        if money and self._exchange.model is not None:
+            measures.spent[self._exchange.model.name] += money
+        if measures.wanted:
+            measures.see(self._applied.parts, held.used)
         if any(map(ge, held.used, self._applied.alert_from)):
             self._look(held, taken)
 

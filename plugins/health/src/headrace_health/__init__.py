@@ -13,6 +13,7 @@ from headrace import hookimpl
 from headrace.errors import PluginError
 
 from .config import HealthConfig, TargetConfig, rules_of
+from .measures import Measures
 
 if TYPE_CHECKING:
     import click
@@ -39,6 +40,7 @@ class Plugin:
     def __init__(self, config: HealthConfig, gateway: Gateway) -> None:
         self._config, self._gateway = config, gateway
         gateway.watches = True
+        gateway.collectors.append(Measures(self, gateway))
         self.watches: Mapping[str, Watch] = {}
         """By target's name; empty before the gateway runs."""
         self._discovery: Discovery | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headrace import hookimpl
 
 from .config import NginxConfig, ThrottleConfig
+from .measures import Measures
 
 if TYPE_CHECKING:
     import click
@@ -27,6 +28,7 @@ class Plugin:
         self.config = config
         self._gateway = gateway
         self._service: Service | None = None
+        gateway.collectors.append(Measures(config, gateway))
 
     @property
     def service(self) -> Service:

@@ -11,6 +11,7 @@ from headrace import hookimpl
 from . import learning
 from .config import PolicyConfig, PrefixConfig
 from .known import Backends
+from .measures import Measures
 from .policy import PrefixPolicy
 from .status import Status, TargetStatus, status
 
@@ -30,6 +31,7 @@ class Plugin:
     def __init__(self, config: PrefixConfig, gateway: Gateway) -> None:
         self._config, self._gateway = config, gateway
         self._backends = Backends(config)
+        gateway.collectors.append(Measures(self, gateway))
         named = {"prefix": config, **config.policies}
         self._policies = [PrefixPolicy(name, weights, config, self._backends) for name, weights in named.items()]
 

@@ -17,6 +17,7 @@ from .callers import Callers
 from .config import ClassConfig, QueueConfig
 from .gate import Counts, Gate, Waiter
 from .lanes import Plan, check, part, plan
+from .measures import Measures
 from .status import Status, status
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Plugin:
         gateway.longest_admission = max(gateway.longest_admission, config.timeout)
         self._callers = Callers(config)
         self._counts = {name: Counts() for name in self._callers.names}
+        gateway.collectors.append(Measures(self._counts))
         self._plan = Plan({}, {}, ())
         self._gate = Gate((), config.max_waiting, config.max_waiting_per_key, config.timeout)
 

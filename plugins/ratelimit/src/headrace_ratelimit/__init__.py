@@ -9,6 +9,7 @@ from headrace import hookimpl
 from headrace.errors import PluginError
 
 from .config import LimitConfig, RatelimitConfig
+from .measures import Measures
 
 if TYPE_CHECKING:
     from headrace.exchange import Exchange, Principal
@@ -30,13 +31,17 @@ class Plugin:
         self._gateway = gateway
         self._rules = Rules(config.limits)
         gateway.counts = True
+        self._measures = Measures()
+        gateway.collectors.append(self._measures)
         if config.wall:
             gateway.walls += walls(config.limits)
 
     @hookimpl
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None] | None:
         applied = self._rules.of(exchange)
-        return self._holding(self._gateway, self._config, exchange, applied) if applied.limits else None
+        if not applied.limits:
+            return None
+        return self._holding(self._gateway, self._config, exchange, applied, self._measures.refused)
 
     @hookimpl
     def register_routes(self, gateway: Gateway) -> None:

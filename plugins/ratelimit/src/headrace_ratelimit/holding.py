@@ -10,6 +10,8 @@ from headrace.ledger import Refusal
 from .answers import headers, refused
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from headrace.exchange import Exchange
     from headrace.gateway import Gateway
     from headrace.ledger import Hold
@@ -24,9 +26,18 @@ class Holding:
     A class, not a generator: asyncio keeps book of asynchronous generators, which costs more than all of this.
     """
 
-    __slots__ = ("_applied", "_config", "_exchange", "_gateway", "_held", "_tokens")
+    __slots__ = ("_applied", "_config", "_exchange", "_gateway", "_held", "_refused", "_tokens")
 
-    def __init__(self, gateway: Gateway, config: RatelimitConfig, exchange: Exchange, applied: Applied) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        config: RatelimitConfig,
+        exchange: Exchange,
+        applied: Applied,
+        refused: Counter[str] | None = None,
+    ) -> None:
+        """`refused` counts refusals by what is limited."""
+        self._refused = refused
         self._gateway, self._config, self._exchange, self._applied = gateway, config, exchange, applied
         self._held: Hold | None = None
         self._tokens = 0
@@ -47,6 +58,8 @@ class Holding:
             held = await ledger.reserve(applied.limits, applied.amounts(self._tokens))
         if isinstance(held, Refusal):
             exchange.response_headers += headers(applied, [level.used for level in held.levels])
+            if self._refused is not None:
+                self._refused[applied.units[applied.limits.index(held.level.limit)]] += 1
             raise refused(held, applied)
         exchange.response_headers += headers(applied, held.used)
         self._held = held
