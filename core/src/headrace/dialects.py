@@ -218,6 +218,8 @@ class Endpoint:
         self.path = path
         self.dialect = dialect
         self.peek = peek
+        self.known = frozenset(peek.__struct_encode_fields__)
+        """Fields that are peeked at."""
         self.summary = summary
         self._decoder = msgspec.json.Decoder(peek)
         self._checks = [(name, msgspec.json.Decoder(kind)) for name, kind in peek.checks.items()]

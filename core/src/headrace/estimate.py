@@ -145,7 +145,7 @@ def check_fields(exchange: Exchange) -> None:
     if exchange.fields_checked:
         return
     for name in exchange.fields.keys() - HARMLESS:
-        if name.casefold() in LIKE_THEM:
+        if name.casefold() in LIKE_THEM and name not in exchange.endpoint.known:
             raise InvalidRequest(f"The field {name!r} cannot be reckoned with: say max_tokens, n or model.", param=name)
     exchange.fields_checked = True
 

@@ -56,6 +56,8 @@ def _with_usage(exchange: Exchange) -> dict[str, Any]:
 
 def _answer_field(exchange: Exchange, target: Target) -> str:
     """Every server knows `max_tokens`, but OpenAI's own, whose newer models refuse it in chats."""
+    if exchange.endpoint.name == "responses":
+        return "max_output_tokens"
     own = "//api.openai.com" in target.base_url or ".openai.azure.com" in target.base_url
     return "max_completion_tokens" if own and exchange.endpoint.name == "chat" else "max_tokens"
 

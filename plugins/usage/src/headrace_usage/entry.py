@@ -1,0 +1,244 @@
+"""One row of the ledger, and how it is made of what a request has left behind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from .buckets import bucket
+
+if TYPE_CHECKING:
+    from headrace.exchange import Principal, Usage
+    from headrace.models import Model
+
+    from .money import Prices
+
+COMPLETED, ABORTED, CUT, FAILED = range(4)
+ENDED = ("completed", "aborted", "cut", "failed")
+"""The whole answer reached the client; the client left; the answer broke off; an error was answered."""
+DELIVERIES = ("", "inline", "offload")
+"""Who delivered the answer; nobody if the request was refused before that was chosen."""
+LONGEST_TEXT = 200
+LARGEST = 2**40
+"""Of numbers that backends tell: what is larger is not meant."""
+
+
+class Series(NamedTuple):
+    """What reports group and filter by: each combination is kept once."""
+
+    key: str
+    """The caller's id, empty if nobody knew who asked."""
+    name: str
+    owner: str
+    team: str
+    role: str
+    model: str
+    """As configured; empty if there is none of the name that was asked for."""
+    target: str
+    endpoint: str
+    status: int
+    failed_try: int
+    """1: no request of its own, but one try of it, which failed."""
+
+    @property
+    def digest(self) -> str:
+        """By what it is found."""
+        return blake2b(msgspec.json.encode(self), digest_size=16).hexdigest()
+
+
+class Entry(NamedTuple):
+    """One row. The first four fields are its name, which no other row has."""
+
+    at: int
+    """When the request had ended: milliseconds since the epoch."""
+    writer: int
+    """Whoever wrote it: a random number of each plugin instance."""
+    number: int
+    """Counts the writer's requests: with `writer` it makes the group of a request and its failed tries."""
+    attempt: int
+    """0: the request; else which of its tries."""
+    series: Series
+    request_id: str
+    """What the client knows it by, which the client may have chosen."""
+    asked: str | None
+    """The model's name as the client said it, where it is another."""
+    served: str | None
+    """The model that was asked in its place: one it falls back on."""
+    error: str | None
+    address: str | None
+    delivery: int
+    stream: int
+    ended: int
+    failed: int
+    """1: it ended with an error that is not the client's leaving."""
+    estimated: int
+    """1: the tokens are an estimate."""
+    input: int
+    cached: int
+    output: int
+    cost: int | None
+    """In millionths; None if the price is not known."""
+    latency: int
+    """Microseconds."""
+    ttft: int | None
+    latency_bucket: int | None
+    """Of requests that were answered well, alone: refusals take no time."""
+    ttft_bucket: int | None
+
+
+class Failed(NamedTuple):
+    """A try that failed."""
+
+    number: int
+    model: str
+    target: str
+    status: int
+    error: str
+    duration: float
+    ttft: float | None
+
+
+class Pending(NamedTuple):
+    """What is noted of a request when it ends; nothing here holds on to its body."""
+
+    at: float
+    id: str
+    principal: Principal | None
+    model: Model | None
+    asked: str | None
+    served: Model | None
+    endpoint: str
+    address: str
+    stream: bool
+    status: int
+    completed: bool
+    aborted: bool
+    error: str | None
+    target: str | None
+    delivery: str
+    usage: Usage | None
+    answered: bool
+    """Whether its last try brought an answer."""
+    duration: float
+    ttft: float | None
+    failures: list[Failed] | None
+
+
+class Book:
+    """Makes rows of what has ended.
+
+    Args:
+        writer: a number that no other writer has.
+        prices: what models cost.
+        addresses: whether to keep the clients' addresses.
+    """
+
+    def __init__(self, writer: int, prices: Prices, *, addresses: bool) -> None:
+        self._writer, self._prices, self._addresses = writer, prices, addresses
+        self._numbers = itertools.count(1)
+
+    def entries(self, ended: Pending) -> Iterator[Entry]:
+        """The rows of one request: its failed tries, then itself."""
+        at, number = int(ended.at * 1000), next(self._numbers)
+        whole = self._request(ended, at, number)
+        for failed in ended.failures or ():
+            yield self._failed_try(whole, failed)
+        yield whole
+
+    def _request(self, ended: Pending, at: int, number: int) -> Entry:
+        model = ended.model.name if ended.model is not None else ""
+        well = ended.completed and ended.status < 400
+        usage, latency, ttft = ended.usage, _micro(ended.duration), _micro_or_none(ended.ttft)
+        return Entry(
+            *(at, self._writer, number, 0, self._series(ended, model), clean(ended.id)),
+            asked=clean(ended.asked) if ended.asked is not None and ended.asked != model else None,
+            served=clean(ended.served.name) if ended.served is not None and ended.served.name != model else None,
+            error=clean(ended.error) if ended.error else None,
+            address=clean(ended.address) if self._addresses else None,
+            delivery=DELIVERIES.index(ended.delivery),
+            stream=int(ended.stream),
+            ended=(how := how_it_ended(ended)),
+            failed=int(how >= CUT or (how == COMPLETED and not well)),
+            estimated=int(usage is not None and usage.estimated),
+            input=_sane(usage.prompt_tokens) if usage is not None else 0,
+            cached=_sane(usage.cached_tokens) if usage is not None else 0,
+            output=_sane(usage.completion_tokens) if usage is not None else 0,
+            cost=self._cost(ended),
+            latency=latency,
+            ttft=ttft,
+            latency_bucket=bucket(latency) if well else None,
+            ttft_bucket=bucket(ttft) if well and ttft is not None else None,
+        )
+
+    def _series(self, ended: Pending, model: str) -> Series:
+        who = ended.principal
+        caller = (who.id, who.name, who.owner, who.team, who.role) if who is not None else ("",) * 5
+        words = [clean(each or "") for each in (*caller, model, ended.target, ended.endpoint)]
+        return Series._make((*words, ended.status, 0))
+
+    def _cost(self, ended: Pending) -> int | None:
+        """As the plugin `budget` charges: nothing if no backend answered."""
+        usage = ended.usage
+        if ended.served is None or (usage is None and not ended.answered):
+            return 0
+        rate = self._prices.of(ended.served.name, ended.target or "")
+        if rate is None:
+            return None
+        if usage is None:
+            return rate.cost(0, 0, 0)
+        return rate.cost(_sane(usage.prompt_tokens), _sane(usage.cached_tokens), _sane(usage.completion_tokens))
+
+    @staticmethod
+    def _failed_try(whole: Entry, failed: Failed) -> Entry:
+        """Costs nothing, and is no request of its own."""
+        series = whole.series._replace(
+            model=clean(failed.model), target=clean(failed.target), status=failed.status, failed_try=1
+        )
+        return whole._replace(
+            attempt=failed.number,
+            series=series,
+            served=None,
+            error=clean(failed.error),
+            ended=FAILED,
+            failed=1,
+            estimated=0,
+            input=0,
+            cached=0,
+            output=0,
+            cost=0,
+            latency=_micro(failed.duration),
+            ttft=_micro_or_none(failed.ttft),
+            latency_bucket=None,
+            ttft_bucket=None,
+        )
+
+
+def how_it_ended(ended: Pending) -> int:
+    """An answer that had begun as a success, and is not complete, is cut."""
+    if ended.completed:
+        return COMPLETED
+    if ended.aborted:
+        return ABORTED
+    return CUT if ended.status < 400 else FAILED
+
+
+def clean(text: str) -> str:
+    """What every database takes and no terminal obeys: printable, and not too long."""
+    text = text[:LONGEST_TEXT]
+    return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def _sane(tokens: int) -> int:
+    return 0 if tokens < 0 else min(tokens, LARGEST)
+
+
+def _micro(seconds: float) -> int:
+    return max(0, min(LARGEST, int(seconds * 1_000_000)))
+
+
+def _micro_or_none(seconds: float | None) -> int | None:
+    return None if seconds is None else _micro(seconds)
