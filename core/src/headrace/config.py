@@ -144,8 +144,38 @@ class RetryConfig(Strict, frozen=True):
     """So many such tries a second are always made."""
 
 
+class Caps(Strict, frozen=True):
+    """The most that requests for one model may ask for; what is above is lowered."""
+
+    max_tokens: Count | None = None
+    """Tokens of an answer, by whatever name the request calls them; also of a request that sets no limit."""
+    temperature: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """The highest temperature."""
+    n: Count | None = None
+    """Answers to one request."""
+
+
+class Capabilities(Strict, frozen=True):
+    """What a model can do, for clients to see in `/v1/models`: nothing is refused for it."""
+
+    tools: bool | None = None
+    """Whether it calls tools."""
+    vision: bool | None = None
+    """Whether it sees pictures."""
+    audio: bool | None = None
+    """Whether it hears."""
+    reasoning: bool | None = None
+    """Whether it thinks before it answers."""
+    structured_output: bool | None = None
+    """Whether it keeps to a JSON schema."""
+
+
 class ModelConfig(Strict, frozen=True):
-    """A model that clients can ask for, and the backends that serve it."""
+    """A model that clients can ask for, and the backends that serve it.
+
+    Its name, and its aliases, may have `*` in them, which stands for anything: `[models."gpt-*"]`. Backends are then
+    asked for the model by the client's name, unless theirs is given. The name without `*` goes first, then the longest.
+    """
 
     targets: list[str | BackendConfig] = []
     """Backends in order of preference: names of `[backends.NAME]` tables, or whole tables."""
@@ -170,6 +200,13 @@ class ModelConfig(Strict, frozen=True):
     midstream: Literal["error", "resume"] = "error"
     """What becomes of a stream that breaks: `error` ends it with an error event; `resume` has another target, or the
     same one, go on with the answer, and the core deliver it."""
+    defaults: dict[str, Any] = {}
+    """Fields that requests get which do not have them: `{ temperature = 0.2, max_tokens = 1024 }`. But for
+    `max_tokens`, the core delivers what is changed so."""
+    caps: Caps = Caps()
+    """The most that requests may ask for."""
+    capabilities: Capabilities = Capabilities()
+    """What it can do, for clients to see."""
     retry: RetryConfig = RetryConfig()
     """When a failed request is tried again."""
     deadlines: Deadlines = Deadlines()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
-from .config import BackendConfig, Config, Deadlines, ModelConfig, RetryConfig
+from .bounds import Bounds
+from .config import BackendConfig, Capabilities, Caps, Config, Deadlines, ModelConfig, RetryConfig
 from .errors import ConfigError, ModelNotFound, Problem
 from .exchange import Exchange, Target
 from .providers import Provider, RoutingPolicy
@@ -31,6 +33,9 @@ class Model(msgspec.Struct, frozen=True):
     total: float | None = None
     """Seconds that an answer may take."""
     midstream: Literal["error", "resume"] = "error"
+    bounds: Bounds | None = None
+    """Its defaults and caps; None if it has none."""
+    capabilities: Capabilities = Capabilities()
     context_window: int | None = None
     budget: RetryBudget = msgspec.field(default_factory=lambda: RetryBudget(0.2, 10.0))
     """What is left for tries beyond the first."""
@@ -57,6 +62,9 @@ class Models:
         self._models = tuple(models)
         self._by_name = {name: model for model in self._models for name in (model.name, *model.aliases)}
         self._configured = frozenset(self._by_name)
+        self._patterns = [
+            (_pattern(name), self._by_name[name]) for name in sorted(self._by_name, key=_rank) if "*" in name
+        ]
         self._found: dict[str, Model] = {}
         self.found_before: dict[str, tuple[str, ...]] = {}
         """Names of models that were found by the gateway this one takes over from, with the names of their targets."""
@@ -103,6 +111,8 @@ class Models:
     def find(self, name: str, allowed: Container[str] | None = None) -> Model:
         """Raises ModelNotFound, naming the models there are, or those of them that are `allowed`."""
         model = self._by_name.get(name)
+        if model is None:
+            model = next((each for pattern, each in self._patterns if pattern.fullmatch(name)), None)
         if model is None:
             raise ModelNotFound(
                 f"The model {_shown(name)!r} does not exist. Available models: {self._known(allowed)}.", param="model"
@@ -165,6 +175,15 @@ def _place(target: Target) -> tuple[str, str, str]:
     return target.name, target.provider, target.socket or target.base_url
 
 
+def _rank(name: str) -> tuple[int, str]:
+    """The more of a name is given, the earlier it is looked at."""
+    return -len(name), name
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, name.split("*"))), re.DOTALL)
+
+
 def _shown(name: str) -> str:
     return name if len(name) <= 64 else name[:64] + "…"
 
@@ -217,6 +236,8 @@ class _Builder:
             retry=config.retry,
             total=config.deadlines.total,
             midstream=config.midstream,
+            bounds=Bounds(config.defaults, config.caps) if config.defaults or config.caps != Caps() else None,
+            capabilities=config.capabilities,
             context_window=config.context_window,
             budget=budget,
             fallbacks=tuple(config.fallback_models),

@@ -98,6 +98,8 @@ class OpenAIBackend:
         exchange, target = attempt.asked, attempt.target
         changes: dict[str, Any] = {}
         name = target.model or (attempt.model.name if attempt.model and attempt.model is not exchange.model else None)
+        if name is not None and "*" in name:  # no name of its own
+            name = None
         if name is not None and exchange.peek is not None and exchange.peek.model != name:
             changes["model"] = name
         if exchange.answer_limit is not None and exchange.endpoint.name != "embeddings" and not asked_tokens(exchange):

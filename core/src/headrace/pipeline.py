@@ -59,6 +59,8 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
         await hooks.authorize(exchange)
         await hooks.transform_request(exchange)
         exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
+        if exchange.model.bounds is not None:
+            exchange.model.bounds.apply(exchange)
         exchange.may_comment(partial(comment, exchange, connection=connection))
         async with hooks.admit(exchange):
             with connection.watched(), deadline(exchange):

@@ -14,6 +14,7 @@ from .exchange import ANONYMOUS, Exchange, Principal
 from .gateway import Access, Gateway, Route
 from .models import Model
 from .pipeline import unknown_caller
+from .providers import can_answer
 
 if TYPE_CHECKING:
     from .providers import Health
@@ -64,7 +65,7 @@ class _Handlers:
     async def models(self, request: Request) -> Response:
         allowed = request.state.principal.models
         listed = [
-            _describe(name, model)
+            _describe(name, model, self._gateway)
             for model in self._gateway.models
             if allowed is None or model.name in allowed
             for name in (model.name, *model.aliases)
@@ -77,7 +78,7 @@ class _Handlers:
         allowed = request.state.principal.models
         if allowed is not None and model.name not in allowed:
             raise Forbidden(f"This key may not use the model {model.name!r}.", param="model")
-        return _json(_describe(name, model))
+        return _json(_describe(name, model, self._gateway))
 
     async def usage(self, request: Request) -> Response:
         """Of the caller's own key alone."""
@@ -113,8 +114,22 @@ def described(principal: Principal) -> dict[str, Any]:
     }
 
 
-def _describe(name: str, model: Model) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": STARTED, "owned_by": model.targets[0].provider}
+def _describe(name: str, model: Model, gateway: Gateway) -> dict[str, Any]:
+    """As OpenAI does, and what else clients may want to know."""
+    endpoints = [
+        endpoint.name
+        for endpoint in gateway.endpoints.values()
+        if any(can_answer(endpoint, target, gateway.providers[target.provider]) for target in model.targets)
+    ]
+    said = msgspec.structs.asdict(model.capabilities).items()
+    told = {
+        "endpoints": endpoints,
+        "context_window": model.context_window,
+        "capabilities": {key: value for key, value in said if value is not None},
+        "prefill": any(target.prefill for target in model.targets) or None,
+    }
+    own = {"id": name, "object": "model", "created": STARTED, "owned_by": model.targets[0].provider}
+    return {**own, **{key: value for key, value in told.items() if value}}
 
 
 def _health(health: Health) -> dict[str, Any]:
