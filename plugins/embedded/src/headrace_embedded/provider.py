@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.config import BackendConfig
 from headrace.exchange import Target
-from headrace.openai_api import PATHS, OpenAIBackend
+from headrace.openai_api import ENDPOINTS, OpenAIBackend
 
 if TYPE_CHECKING:
     from headrace.gateway import Gateway
@@ -26,7 +26,7 @@ class EmbeddedProvider(OpenAIBackend):
 
     def __init__(self, gateway: Gateway, config: EmbeddedConfig) -> None:
         super().__init__(gateway)
-        self.endpoints = frozenset(PATHS if config.embeddings else PATHS.keys() - {"embeddings"})
+        self.endpoints = ENDPOINTS if config.embeddings else ENDPOINTS - {"embeddings"}
         self.native = self.endpoints
 
     def target(self, name: str, config: BackendConfig) -> Target:
