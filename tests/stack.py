@@ -25,7 +25,7 @@ from headrace.testing import FakeBackend
 from .backends import RawBackend, whole
 from .processes import Launched, process_tree, until
 
-MODELS = ("smollm2-135m", "fake", "rescued", "raw", "raw_rescued", "lost", "impatient", "kept")
+MODELS = ("smollm2-135m", "fake", "rescued", "raw", "native", "raw_rescued", "lost", "impatient", "kept")
 """What clients may ask the shared stack for."""
 WARM_UP_REQUESTS = 20
 WARM_UP_SECONDS = 60.0

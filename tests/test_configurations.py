@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,3 +230,111 @@ def test_without_the_chain_a_dead_provider_is_an_error(served: Callable[..., Any
         stack.fake.status = 500
         answer = chat(client, "default")
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+
+
+# --- engines of the gateway's own ---
+
+NGINX = ('[plugins.nginx]\nport = { env = "HEADRACE_PORT", default = 8443 }\n', "")
+
+
+@pytest.fixture
+def own_vllm(folder: Path, kit: Any) -> tuple[tuple[str, str], dict[str, str]]:
+    """A program `vllm` that stands in for vLLM: the change to a configuration, and the environment it is found by. It
+    fails if the file `mode` says how."""
+    stand_in = kit.repository / "plugins" / "vllm" / "tests" / "fake_vllm.py"
+    program = folder / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -S {stand_in} "$@"\n')
+    program.chmod(0o755)
+    port = kit.free_port()
+    found = {"PATH": f"{program.parent}:/usr/bin:/bin", "FAKE_VLLM": str(folder / "mode"), "VLLM_MODEL": "tiny"}
+    return ("port = 8000", f"port = {port}"), found
+
+
+def started(folder: Path) -> Any:
+    """How the stand-in was started."""
+    (noted,) = folder.glob("mode.*.start.json")
+    return json.loads(noted.read_text())
+
+
+def test_vllm_is_started_over_two_gpus_and_answers(
+    served: Callable[..., Any], folder: Path, own_vllm: tuple[Any, dict[str, str]]
+) -> None:
+    change, environment = own_vllm
+    with served("vllm-tp2.toml", NGINX, change, **environment) as client:
+        answer = chat(client, "chat").json()["choices"][0]["message"]["content"]
+    given = started(folder)
+    assert answer == f"process {given['pid']}"
+    assert given["env"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert given["argv"][:2] == ["serve", "tiny"]
+    assert given["argv"][given["argv"].index("--tensor-parallel-size") + 1] == "2"
+
+
+def test_a_gpu_of_ones_own_answers_first(
+    served: Callable[..., Any], folder: Path, own_vllm: tuple[Any, dict[str, str]], kit: Any
+) -> None:
+    change, environment = own_vllm
+    with (
+        kit.fake_backend() as cloud,
+        served("hybrid.toml", NGINX, change, OPENAI_API_BASE=cloud.url, **environment, **OPENAI) as client,
+    ):
+        answer = chat(client, "chat").json()["choices"][0]["message"]["content"]
+    assert answer == f"process {started(folder)['pid']}"
+    assert asked(cloud) == []
+
+
+def test_where_the_gpu_is_out_of_memory_the_cloud_answers(
+    served: Callable[..., Any], folder: Path, own_vllm: tuple[Any, dict[str, str]], kit: Any
+) -> None:
+    change, environment = own_vllm
+    (folder / "mode").write_text("memory")
+    with (
+        kit.fake_backend() as cloud,
+        served("hybrid.toml", NGINX, change, OPENAI_API_BASE=cloud.url, **environment, **OPENAI) as client,
+    ):
+        assert chat(client, "chat").status_code == 200
+        told = (folder / "stderr.txt").read_text()
+    assert "out of GPU memory" in told
+    assert "going on without it" in told
+    ((headers, fields),) = asked(cloud)
+    assert (headers["authorization"], fields["model"]) == ("Bearer sk-mine", "gpt-4o-mini")
+
+
+# --- Ollama ---
+
+
+@pytest.fixture
+def ollama(kit: Any) -> Iterator[Any]:
+    """A stand-in for Ollama, which runs beside the test."""
+    found: list[Any] = []
+    ready, over = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        stand_in = runpy.run_path(str(kit.repository / "plugins" / "ollama" / "tests" / "fake_ollama.py"))
+        async with stand_in["FakeOllama"]() as fake:
+            found.append(fake)
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield found[0]
+    finally:
+        over.set()
+        thread.join(10)
+
+
+def test_ollama_is_asked_with_what_its_table_says(served: Callable[..., Any], ollama: Any) -> None:
+    with served("ollama.toml", OLLAMA_URL=ollama.url) as client:
+        answer = chat(client, "chat", stream=True)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    (fields,) = [fields for _, path, _, fields in ollama.requests if path == "/api/chat"]
+    assert (fields["model"], fields["options"], fields["keep_alive"]) == ("llama3.2", {"num_ctx": 8192}, "30m")
+
+
+def test_ollama_embeds_with_a_model_of_its_own(served: Callable[..., Any], ollama: Any) -> None:
+    with served("ollama.toml", OLLAMA_URL=ollama.url) as client:
+        answer = client.post("/v1/embeddings", json={"model": "embed", "input": ["a", "b"]})
+    assert [len(each["embedding"]) for each in answer.json()["data"]] == [4, 4]

@@ -216,6 +216,50 @@ async def test_a_process_that_is_not_essential_may_fail(yard: Yard) -> None:
         assert yard.said("broken ended at once (exit status 7); going on without it")
 
 
+async def test_a_process_that_is_not_essential_is_tried_again(yard: Yard) -> None:
+    code = "if not pathlib.Path(here, 'repaired').exists(): raise SystemExit(7)\n" + STEADY + TELL + SLEEP
+    broken = yard.process("broken", code, essential=False, backoff=(0.01,))
+    async with running(yard, broken, yard.process("core", role="core")):
+        await until(lambda: yard.lines.count("broken ended at once (exit status 7)") > 1)
+        (yard.folder / "repaired").touch()
+        await until(lambda: yard.said("broken is back"))
+
+
+async def test_a_program_that_is_not_there_is_gone_on_without_if_it_is_not_essential(yard: Yard) -> None:
+    missing = Process(name="missing", argv=["/nowhere/engine"], essential=False)
+    async with running(yard, missing, yard.process("core", role="core")):
+        await until(lambda: yard.log() == ["started core"])
+    assert yard.said("missing cannot be started")
+
+
+async def test_a_process_that_fails_says_why_if_it_knows(yard: Yard) -> None:
+    broken = yard.process("broken", "raise SystemExit(7)", why=lambda status: f"{status} is unlucky")
+    with pytest.raises(ProcessFailed, match=r"^broken ended at once \(exit status 7\): 7 is unlucky$"):
+        async with running(yard, broken):
+            pytest.fail("it must not become ready")
+
+
+async def test_a_process_that_is_not_ready_in_time_says_why_if_it_knows(yard: Yard) -> None:
+    async def never() -> bool:
+        return False
+
+    slow = yard.process("slow", ready=never, ready_timeout=0.2, why=lambda status: f"{status} of it is loaded")
+    with pytest.raises(ProcessFailed, match=r"^slow was not ready after 0.2 s: None of it is loaded$"):
+        async with running(yard, slow):
+            pytest.fail("it must not become ready")
+
+
+async def test_what_a_process_tells_of_its_start_is_said_under_its_name(yard: Yard) -> None:
+    news = [["loading", "half"], [], ["whole"]]
+    process = yard.process("engine", ready=lambda: ready(), progress=lambda: news.pop(0) if news else [])
+
+    async def ready() -> bool:
+        return not news and yard.pid("engine") is not None
+
+    async with running(yard, process):
+        assert yard.lines[:3] == ["engine: loading", "engine: half", "engine: whole"]
+
+
 # --- watch ---
 
 
@@ -253,7 +297,9 @@ async def test_a_process_whose_check_raises_after_a_restart_is_still_watched_and
         return await ready() if asked else yard.pid("engine") is not None and await ready()
 
     async with running(yard, yard.process("engine", ready=ready_at_first), yard.process("core", role="core")):
-        os.kill(yard.pid("engine") or 0, signal.SIGKILL)
+        first = yard.pid("engine")
+        (yard.folder / "engine").unlink()  # else it would count as ready before it listens to signals
+        os.kill(first or 0, signal.SIGKILL)
         await until(lambda: yard.said("engine is back"))
     assert sorted(yard.log()[-2:]) == ["stopped core", "stopped engine"]
 
@@ -302,6 +348,24 @@ async def test_the_children_of_a_process_that_died_are_gone_before_it_is_started
         os.kill(first or 0, signal.SIGKILL)
         await until(lambda: yard.pid("engine") not in (None, first))
         await until(lambda: not alive(grandchild))
+
+
+async def test_a_process_that_dies_says_why_and_a_start_that_failed_is_told_of_once(yard: Yard) -> None:
+    code = "if pathlib.Path(here, 'broken').exists(): raise SystemExit(7)\n" + STEADY + TELL + SLEEP
+    why = yard.process("engine", code, why=lambda status: f"because of {status}", backoff=(0.01, 0.02))
+    async with running(yard, why):
+        (yard.folder / "broken").touch()
+        first = yard.pid("engine")
+        (yard.folder / "engine").unlink()
+        os.kill(first or 0, signal.SIGKILL)
+        await until(lambda: len(yard.lines) >= 3)
+        assert yard.lines[:3] == [
+            "engine ended (exit status -9): because of -9: restarting in 0.01 s",
+            "engine ended at once (exit status 7): because of 7",
+            "engine ended (exit status 7): restarting in 0.02 s",
+        ]
+        (yard.folder / "broken").unlink()
+        await until(lambda: yard.said("engine is back"))
 
 
 async def test_a_process_is_stopped_with_the_signal_it_asks_for(yard: Yard) -> None:

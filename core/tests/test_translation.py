@@ -84,6 +84,29 @@ class Plugin:
         register(Endpoint("words", "/v1/words", WordsPeek, WordsDialect(), "Say words", Words()))
 
 
+class Fluent(Plugin):
+    @hookimpl
+    def register_providers(self, register: Any) -> None:
+        class Speaker(OpenAIBackend):
+            name = "speaker"
+            endpoints = native = frozenset({"words"})
+
+            def target(self, name: str, config: Any) -> Any:
+                from headrace.exchange import Target
+
+                return Target(name=name, provider="speaker", base_url="http://nowhere")
+
+            async def send(self, attempt: Any) -> Reply:
+                return Reply(200, [(b"content-type", b"application/json")], content=attempt.exchange.body)
+
+            def build(self, attempt: Any) -> Any:
+                from headrace.exchange import UpstreamRequest
+
+                return UpstreamRequest(url="http://nowhere", headers={}, body=attempt.asked.body)
+
+        register(Speaker(self._gateway))
+
+
 def asks(**fields: Any) -> dict[str, Any]:
     return {"model": "test", "say": "hello", **fields}
 
@@ -154,32 +177,17 @@ async def test_a_request_that_cannot_be_translated_is_the_callers_mistake(backen
 
 
 async def test_a_target_that_speaks_the_dialect_gets_the_bytes_as_they_are(backend: FakeBackend) -> None:
-    class Fluent(Plugin):
-        @hookimpl
-        def register_providers(self, register: Any) -> None:
-            class Speaker(OpenAIBackend):
-                name = "speaker"
-                endpoints = native = frozenset({"words"})
-
-                def target(self, name: str, config: Any) -> Any:
-                    from headrace.exchange import Target
-
-                    return Target(name=name, provider="speaker", base_url="http://nowhere")
-
-                async def send(self, attempt: Any) -> Reply:
-                    return Reply(200, [(b"content-type", b"application/json")], content=attempt.exchange.body)
-
-                def build(self, attempt: Any) -> Any:
-                    from headrace.exchange import UpstreamRequest
-
-                    return UpstreamRequest(url="http://nowhere", headers={}, body=attempt.asked.body)
-
-            register(Speaker(self._gateway))
-
     models = {"test": {"targets": [{"provider": "speaker"}, "fake"]}}
     answer = await post(backend, asks(tone="rude"), Fluent, models=models)
     assert answer.json() == asks(tone="rude")
     assert "x-headrace-dropped" not in answer.headers
+
+
+async def test_a_target_that_needs_no_translation_is_asked_what_cannot_be_translated(backend: FakeBackend) -> None:
+    models = {"test": {"targets": ["fake", {"provider": "speaker"}], "retry": {"rounds": 1}}}
+    answer = await post(backend, asks(say="nonsense"), Fluent, models=models)
+    assert (answer.status_code, answer.json()) == (200, asks(say="nonsense"))
+    assert backend.requests == []
 
 
 async def test_a_translated_stream_that_breaks_is_gone_on_with(backend: FakeBackend) -> None:

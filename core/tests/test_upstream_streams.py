@@ -15,6 +15,7 @@ from headrace.exchange import Reply, Target, UpstreamRequest
 from headrace.upstream import WHOLE_LIMIT, Upstream, target_headers
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+LINES = HEAD.replace(b"text/event-stream", b"application/x-ndjson; charset=utf-8")
 TOKEN = b"9\r\ndata: a\n\n\r\n"
 END = b"0\r\n\r\n"
 
@@ -61,8 +62,9 @@ async def asking(backend: Backend, **timeouts: float) -> AsyncIterator[tuple[Ups
             connection.close()
 
 
-async def post(upstream: Upstream, at: Target) -> Reply:
-    return await upstream.send(at, UpstreamRequest(url=f"{at.base_url}/chat", headers=target_headers(at), body=b"{}"))
+async def post(upstream: Upstream, at: Target, *, streaming: bool = False) -> Reply:
+    request = UpstreamRequest(url=f"{at.base_url}/chat", headers=target_headers(at), body=b"{}")
+    return await upstream.send(at, request, streaming=streaming)
 
 
 async def chunk(reply: Reply) -> bytes:
@@ -144,3 +146,26 @@ async def test_a_reply_too_large_to_be_kept_is_passed_on_as_it_comes() -> None:
         assert reply.content is None
         assert reply.stream is not None
         assert b"".join([chunk async for chunk in reply.stream]) == body
+
+
+async def test_lines_of_json_are_a_stream_for_whoever_asks_for_one() -> None:
+    backend = Backend(LINES + b"3\r\n{}\n\r\n")
+    async with asking(backend) as (upstream, at):
+        reply = await post(upstream, at, streaming=True)
+        assert await chunk(reply) == b"{}\n"
+        await backend.send(b"3\r\n[]\n\r\n")
+        assert await chunk(reply) == b"[]\n"
+        await reply.aclose()
+
+
+async def test_lines_of_json_are_a_whole_answer_for_everybody_else() -> None:
+    async with asking(Backend(LINES + b"3\r\n{}\n\r\n" + END)) as (upstream, at):
+        reply = await post(upstream, at)
+        assert (reply.content, reply.stream) == (b"{}\n", None)
+
+
+async def test_a_deadline_for_the_first_token_lets_lines_of_json_pass_at_once() -> None:
+    async with asking(Backend(LINES + b"3\r\n{}\n\r\n"), first_token=30) as (upstream, at):
+        reply = await asyncio.wait_for(post(upstream, at, streaming=True), 10)
+        assert await chunk(reply) == b"{}\n"
+        await reply.aclose()

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .asking import Words
+from .launching import TWO, Site, make_model, site
 from .vllm import Server, servers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LENGTHS = {"a": 4096, "b": 8192}
+COUNTING = """
+[plugins.openai]
+[plugins.responses]
+[plugins.anthropic]
+[plugins.ratelimit]
+exact_prompts = true
+[[plugins.ratelimit.limits]]
+tokens_per_day = 10_000_000
+"""
 
 
 NONE = (
@@ -65,3 +76,34 @@ def b(all_servers: dict[str, Server]) -> Server:
 def words(request: pytest.FixtureRequest) -> Words:
     """Words that no other test says, so that no server has them in its cache."""
     return Words(request.node.nodeid)
+
+
+@pytest.fixture(scope="session")
+def tiny(all_folder: Path) -> Path:
+    """The model, with an adapter beside it."""
+    return make_model(vllm_python(), all_folder)
+
+
+@pytest.fixture(scope="session")
+def all_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hr-tiny-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def own_engine(launch: Callable[..., Any], kit: Any, tiny: Path) -> Iterator[Site]:
+    """A gateway that has started vLLM itself, over two workers. The last test to use it kills it."""
+    with kit.short_folder() as folder, kit.fake_backend() as fake:
+        backends = f'[backends.spare]\nprovider = "openai"\nbase_url = "{fake.url}"'
+        with site(
+            launch,
+            folder,
+            vllm_python(),
+            tiny,
+            backends=backends,
+            models='fallen = { targets = ["own"], fallback = ["spare"] }',
+            engine="tensor_parallel_size = 2",
+            plugins=COUNTING,
+            environment=TWO,
+        ) as made:
+            yield made

@@ -10,6 +10,10 @@ LIMIT_MEGABYTES = 40
 LIMIT_SECONDS = 0.3
 PLUGINS = (
     "openai",
+    "vllm",
+    "usage",
+    "metrics",
+    "gpu",
     "embedded",
     "nginx",
     "keys",

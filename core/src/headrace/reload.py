@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from .engines import refuse_orphans
 from .errors import HeadraceError
 from .gateway import Gateway
 from .sockets import is_held, lock_of
@@ -43,6 +44,7 @@ async def reload(path: Path, say: Callable[[str], None]) -> None:
     if not running:
         raise HeadraceError(f"no gateway runs in {gateway.state_dir}: start one with headrace up")
     await asyncio.to_thread(gateway.hooks.setup, "check_reload", gateway)
+    refuse_orphans(gateway)
     text = digest(path)
     for count, (worker, pid) in enumerate(running.items()):
         told = await _have_reloaded(gateway, worker, pid, text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .errors import GatewayError, PluginFault, Unavailable, UpstreamTimeout
+from .errors import GatewayError, InvalidRequest, PluginFault, Unavailable, UpstreamTimeout
 from .providers import can_answer
 
 if TYPE_CHECKING:
@@ -165,8 +165,17 @@ class Walk:
             self._queue = self._order(self.model)
 
     def _can_be_asked(self, target: Target) -> bool:
-        """Whether it has the endpoint at all."""
-        return can_answer(self.exchange.endpoint, target, self._gateway.providers[target.provider])
+        """Whether it has the endpoint at all, or the request can be translated for it."""
+        from .translation import asked_of
+
+        provider, exchange = self._gateway.providers[target.provider], self.exchange
+        if exchange.endpoint.translation is None:
+            return can_answer(exchange.endpoint, target, provider)
+        try:
+            return can_answer(exchange.endpoint, target, provider) and bool(asked_of(exchange, target, provider))
+        except InvalidRequest as error:
+            self.refused = self.refused or error
+            return False
 
     def _order(self, model: Model) -> list[Target]:
         """A model's targets, the last to be asked first; none if plugins have left out all of them."""

@@ -8,12 +8,15 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from .errors import HeadraceError
+
+BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before each restart in a row; a process that stayed up a minute starts over."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +36,13 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout: float = 15.0
     """Seconds from the stop signal to SIGKILL."""
     essential: bool = True
-    """Whether everything stops when it cannot be started at all."""
+    """Whether everything stops when it cannot be started at all; else all goes on without it, and it is tried again."""
+    progress: Callable[[], Iterable[str]] | None = None
+    """Asked as often as `ready`: what there is to say of the start meanwhile, line by line."""
+    why: Callable[[int | None], str] | None = None
+    """Why it has ended with this exit status (None: it was not ready in time), and what to do; may be empty."""
+    backoff: Sequence[float] = BACKOFF
+    """Seconds before each restart in a row."""
 
 
 class ProcessFailed(HeadraceError):
@@ -41,8 +50,6 @@ class ProcessFailed(HeadraceError):
 
 
 ROLES = ("engine", "core", "front")
-BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before each restart in a row; a process that stayed up a minute starts over."""
 STEADY_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
@@ -174,16 +181,18 @@ class _Ward:
         self._ending = False
 
     async def start(self) -> None:
+        ready = False
         try:
             await self._spawn()
             await self._until_ready()
+            ready = True
         except ProcessFailed as error:
             self.kill()
             if self.process.essential:
                 raise
             self._say(f"{error}; going on without it")
-            return
-        self._watch = asyncio.create_task(self._keep_alive())
+        if self._child is not None:
+            self._watch = asyncio.create_task(self._keep_alive(ready))
 
     async def end(self) -> None:
         self._ending = True
@@ -220,10 +229,11 @@ class _Ward:
         try:
             async with asyncio.timeout(limit):
                 while not await self._is_ready():
+                    self._tell_progress()
                     self._check_alive()
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as error:
-            raise ProcessFailed(f"{self.process.name} was not ready after {limit:g} s") from error
+            raise ProcessFailed(f"{self.process.name} was not ready after {limit:g} s{self._why(None)}") from error
         self._check_alive()
 
     async def _is_ready(self) -> bool:
@@ -239,28 +249,41 @@ class _Ward:
 
     def _check_alive(self) -> None:
         if self._child is not None and self._child.returncode is not None:
-            raise ProcessFailed(f"{self.process.name} ended at once (exit status {self._child.returncode})")
+            status = self._child.returncode
+            raise ProcessFailed(f"{self.process.name} ended at once (exit status {status}){self._why(status)}")
 
-    async def _keep_alive(self) -> None:
+    def _tell_progress(self) -> None:
+        for line in self.process.progress() if self.process.progress is not None else ():
+            self._say(f"{self.process.name}: {line}")
+
+    def _why(self, status: int | None) -> str:
+        text = self.process.why(status) if self.process.why is not None else ""
+        return f": {text}" if text else ""
+
+    async def _keep_alive(self, ready: bool) -> None:
         """Restart the process whenever it ends, ever more slowly while it keeps doing so."""
         loop = asyncio.get_running_loop()
-        failures = 0
+        failures, backoff = 0, self.process.backoff
+        told = not ready
         while not self._ending:
             assert self._child is not None
             started = loop.time()
             status = await self._child.wait()
             self.kill()  # what it had started goes with it, or would hold its ports
             failures = 0 if loop.time() - started > STEADY_SECONDS else failures
-            pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
+            pause = backoff[min(failures, len(backoff) - 1)]
             failures += 1
-            self._say(f"{self.process.name} ended (exit status {status}): restarting in {pause:g} s")
+            why = "" if told else self._why(status)
+            self._say(f"{self.process.name} ended (exit status {status}){why}: restarting in {pause:g} s")
             await asyncio.sleep(pause)
             try:
                 await self._spawn()
                 await self._until_ready()
                 self._say(f"{self.process.name} is back")
+                told = False
             except ProcessFailed as error:
                 self._say(str(error))
+                told = True
                 self.kill()
 
     def kill(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 import msgspec
 
+from .engines import forget_running
 from .gateway import Gateway
 from .reload import on_change, reload
 from .sockets import bind, held
@@ -47,6 +48,7 @@ async def up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
 
 async def _up(gateway: Gateway, path: Path, *, as_json: bool) -> None:
     started = time.perf_counter()
+    forget_running(gateway)
     beside = gateway.hooks.processes(gateway)
     front = any(process.role == "front" for process in beside)
     if not front:
