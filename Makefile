@@ -1,7 +1,8 @@
 # make run     set up, and serve a small real model through nginx over TLS     (PORT=8443)
 # make test    set up, and run every test                                      (TESTS=core/tests picks some)
 # make lint    formatting, style, types                                        make docs    write the generated pages anew
-# make test-engines   install vLLM for the CPU into .headrace/vllm (3.4 GB), and run the tests that need it
+# make test-vllm      install vLLM for the CPU into .headrace/vllm (3.4 GB), and run the tests of its plugin
+# make test-engines   the same, and everything else that needs real engines
 # make bench   what a request costs, beside nginx alone (BENCH="--help")       make bench-peers   other gateways to compare with
 
 PORT ?= 8443
@@ -16,7 +17,7 @@ HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 debian = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "headrace: installing $(1)" >&2 && \
     apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >&2; }
 
-.PHONY: run test test-engines lint docs bench bench-peers clean
+.PHONY: run test test-vllm test-engines lint docs bench bench-peers clean
 .SILENT:
 .DELETE_ON_ERROR:
 
@@ -35,6 +36,11 @@ test-engines: .venv/.installed-dev
 	sh tests/setup.sh
 	test -n "$$HEADRACE_VLLM_PYTHON" || sh tests/engines/setup.sh
 	.venv/bin/pytest tests/engines
+
+test-vllm: .venv/.installed-dev
+	sh tests/setup.sh
+	test -n "$$HEADRACE_VLLM_PYTHON" || sh tests/engines/setup.sh
+	.venv/bin/pytest tests/engines/test_vllm_api.py tests/engines/test_vllm_launcher.py
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff format --check

@@ -66,9 +66,9 @@ def test_the_connection_over_which_a_cut_stream_came_serves_the_next_request(rou
     route.stack.raw.tell(made(kit), then)
     with route.client() as client:
         assert "stream_truncated" in client.post("/v1/chat/completions", json=dict(model="raw", **STREAM)).text
-        connection = client._transport._pool.connections[0]  # type: ignore[attr-defined]
+        connection = client._transport._pool.connections[0]
         assert client.get("/v1/models").status_code == 200
-        assert client._transport._pool.connections == [connection]  # type: ignore[attr-defined]
+        assert client._transport._pool.connections == [connection]
 
 
 @pytest.mark.parametrize("name", CUT_STREAMS)

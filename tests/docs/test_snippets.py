@@ -32,6 +32,7 @@ OF_MAKE_RUN = "https://localhost:8443/v1"
 """The address in programs that are shown; the tests run them against a gateway of their own."""
 
 ENVIRONMENT = {
+    "ANTHROPIC_API_KEY": "sk-ant-of-a-test",
     "OPENAI_API_KEY": "sk-of-a-test",
     "ALLOWED_ORIGINS": "https://app.example.com",
     "REDIS_URL": "redis://127.0.0.1:6379/0",

@@ -10,6 +10,16 @@ LIMIT_MEGABYTES = 40
 LIMIT_SECONDS = 0.3
 PLUGINS = (
     "openai",
+    "textgen",
+    "localai",
+    "lmstudio",
+    "mlx",
+    "tgi",
+    "llamacpp",
+    "ollama",
+    "batch",
+    "responses",
+    "anthropic",
     "vllm",
     "usage",
     "metrics",
