@@ -338,3 +338,30 @@ def test_ollama_embeds_with_a_model_of_its_own(served: Callable[..., Any], ollam
     with served("ollama.toml", OLLAMA_URL=ollama.url) as client:
         answer = client.post("/v1/embeddings", json={"model": "embed", "input": ["a", "b"]})
     assert [len(each["embedding"]) for each in answer.json()["data"]] == [4, 4]
+
+
+# --- engines of every kind ---
+
+
+def test_several_engines_share_the_work_whatever_model_clients_were_made_for(
+    served: Callable[..., Any], ollama: Any, kit: Any
+) -> None:
+    with kit.fake_backend() as vllm, kit.fake_backend() as llama:
+        urls = {"VLLM_URL": vllm.url, "LLAMACPP_URL": llama.url, "OLLAMA_URL": ollama.url}
+        with served("multi-engine.toml", NGINX, **urls) as client:
+            answers = [chat(client, name, max_tokens=9000) for name in ("chat", "gpt-4o", "claude-opus-4")]
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        sent = [fields for _, fields in (*asked(vllm), *asked(llama))]
+    assert len(sent) == 3
+    assert {fields["max_tokens"] for fields in sent} == {8192}
+
+
+def test_a_client_of_anthropic_is_answered_by_ollama_where_all_else_is_gone(
+    served: Callable[..., Any], ollama: Any, kit: Any
+) -> None:
+    gone = f"http://127.0.0.1:{kit.free_port()}"
+    with served("multi-engine.toml", NGINX, VLLM_URL=gone, LLAMACPP_URL=gone, OLLAMA_URL=ollama.url) as client:
+        asked = {"model": "claude-opus-4", "messages": HELLO, "max_tokens": 20}
+        answer = client.post("/v1/messages", json=asked, headers={"anthropic-version": "2023-06-01"})
+    assert (answer.status_code, answer.json()["type"]) == (200, "message")
+    assert answer.json()["content"][0]["type"] == "text"
