@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import socket
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 
 from headrace import hookimpl
@@ -64,7 +67,7 @@ async def gateway(count: int = 2, /, **model: Any) -> AsyncIterator[SimpleNamesp
         async def chat(**fields: Any) -> httpx.Response:
             return await client.post("/v1/chat/completions", json={**CHAT, **fields})
 
-        yield SimpleNamespace(backends=backends[:count], other=backends[count], chat=chat)
+        yield SimpleNamespace(backends=backends[:count], other=backends[count], chat=chat, running=running)
 
 
 async def test_a_backend_that_failed_once_is_asked_again_when_nobody_else_is_left() -> None:
@@ -241,6 +244,21 @@ async def test_a_stream_that_takes_longer_than_its_deadline_ends_with_an_error_e
         assert '"deadline_exceeded"' in last
         assert "[DONE]" not in answer.text
         await asyncio.wait_for(it.backends[0].closed_early.wait(), 5)
+
+
+async def test_a_client_that_reads_nothing_holds_its_request_no_longer_than_the_deadline() -> None:
+    async with gateway(1, deadlines={"total": 1.0}) as it:
+        it.backends[0].chunks = 1_000_000
+        address = urlsplit(it.running.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            body = msgspec.json.encode({**CHAT, "stream": True})
+            client.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            await asyncio.wait_for(it.backends[0].closed_early.wait(), 20)
+            async with asyncio.timeout(20):
+                while it.running.gateway.open_requests:
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_stream_whose_first_token_is_late_is_asked_for_elsewhere() -> None:

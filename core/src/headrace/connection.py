@@ -195,6 +195,11 @@ class Connection:
         self.bytes_sent += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk})
 
+    def abort(self) -> None:
+        """Break the connection."""
+        if self._wire is not None:
+            self._wire.abort()
+
 
 def _never(chunk: bytes) -> bool:
     return False

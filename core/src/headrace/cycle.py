@@ -136,6 +136,10 @@ class Cycle:
         if self._on_lost is not None:
             self._on_lost()
 
+    def abort(self) -> None:
+        """Break the connection: what has not been sent never will be."""
+        self._protocol.transport.abort()
+
     def close_after(self) -> None:
         """The gateway stops: this answer is the connection's last."""
         self._keep_alive = False

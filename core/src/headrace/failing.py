@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from .connection import ClientLeft, Connection
 from .delivery import Cut, head
@@ -13,7 +15,17 @@ from .exchange import Exchange, Headers
 if TYPE_CHECKING:
     from .gateway import Gateway
 
+FAREWELL_SECONDS = 2.0
 logger = logging.getLogger("headrace.pipeline")
+
+
+async def within(seconds: float, farewell: Coroutine[Any, Any, None], connection: Connection) -> None:
+    """Say the last words to a client who may not read at all: its time is over."""
+    try:
+        async with asyncio.timeout(seconds):
+            await farewell
+    except TimeoutError:
+        connection.abort()
 
 
 async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway, connection: Connection) -> None:
@@ -29,7 +41,12 @@ async def send_error(exchange: Exchange, exception: Exception, gateway: Gateway,
         return
     if connection.status is not None:
         if connection.events and not connection.ended:
-            await connection.end(b"\n\n" + exchange.endpoint.dialect.error_event(error))
+            farewell = connection.end(b"\n\n" + exchange.endpoint.dialect.error_event(error))
+            await (
+                farewell
+                if exchange.failure.code != "deadline_exceeded"
+                else within(FAREWELL_SECONDS, farewell, connection)
+            )
         return
     body = exchange.endpoint.dialect.error_body(error)
     headers = [
