@@ -255,7 +255,7 @@ async def test_a_client_that_reads_nothing_holds_its_request_no_longer_than_the_
             client.sendall(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
             )
-            await asyncio.wait_for(it.backends[0].closed_early.wait(), 20)
+            await asyncio.wait_for(it.backends[0].streaming.wait(), 20)
             async with asyncio.timeout(20):
                 while it.running.gateway.open_requests:
                     await asyncio.sleep(0.01)
