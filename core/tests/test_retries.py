@@ -247,10 +247,12 @@ async def test_a_stream_that_takes_longer_than_its_deadline_ends_with_an_error_e
 
 
 async def test_a_client_that_reads_nothing_holds_its_request_no_longer_than_the_deadline() -> None:
-    async with gateway(1, deadlines={"total": 1.0}) as it:
+    async with gateway(1, deadlines={"total": 4.0}) as it:
         it.backends[0].chunks = 1_000_000
         address = urlsplit(it.running.url)
-        with socket.create_connection((address.hostname, address.port)) as client:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((address.hostname, address.port))
             body = msgspec.json.encode({**CHAT, "stream": True})
             client.sendall(
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
