@@ -117,7 +117,8 @@ async def _send_stream(
         exchange.completed = connection.left and not tail.unsent and _has_ended(vetting, bytes(tail))
         raise
     finally:
-        exchange.usage = dialect.usage(hider.hidden if hider is not None else tail.head + bytes(tail))
+        hidden = hider.hidden if hider is not None else b""  # some tell it with their last words, asked or not
+        exchange.usage = dialect.usage(hidden or tail.head + bytes(tail))
     await connection.end()
 
 

@@ -164,7 +164,8 @@ def _model(attempt: Attempt) -> str:
     exchange, asked = attempt.exchange, attempt.asked
     assert asked.peek is not None
     falls_back = attempt.model is not None and attempt.model is not exchange.model
-    return attempt.target.model or (attempt.model.name if falls_back and attempt.model else asked.peek.model)
+    name = attempt.target.model or (attempt.model.name if falls_back and attempt.model else asked.peek.model)
+    return asked.peek.model if "*" in name else name
 
 
 def _decoded(exchange: Exchange) -> chat.Request:
