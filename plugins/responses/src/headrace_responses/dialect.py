@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from headrace.dialects import USAGE_BYTES, USAGE_TRIES, Endpoint, Peek, Tokens
-from headrace.errors import GatewayError, envelope
+from headrace.errors import GatewayError, envelope, error_object
 from headrace.exchange import Usage
 from headrace.vetting import Vetting
 
@@ -74,9 +74,13 @@ class ResponsesDialect:
         return envelope(error)
 
     def error_event(self, error: GatewayError) -> bytes:
-        """`sequence_number` is 0: whoever ends a stream does not know how many events a backend has sent."""
+        """Said twice: flat, as the reference has it, and as the object that OpenAI sends and its clients raise.
+
+        `sequence_number` is 0: whoever ends a stream does not know how many events a backend has sent.
+        """
         said: dict[str, Any] = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
-        return b"event: error\ndata: " + msgspec.json.encode({**said, "sequence_number": 0}) + b"\n\n"
+        told = {**said, "sequence_number": 0, "error": error_object(error)}
+        return b"event: error\ndata: " + msgspec.json.encode(told) + b"\n\n"
 
     def is_complete(self, tail: bytes) -> bool:
         """Whether the last event is one of those that end an answer. One that is larger than what is kept of a stream
