@@ -1,6 +1,7 @@
 # make run     set up, and serve a small real model through nginx over TLS     (PORT=8443)
 # make test    set up, and run every test                                      (TESTS=core/tests picks some)
 # make lint    formatting, style, types                                        make docs    write the generated pages anew
+# make test-sdks      install LangChain and other clients' packages into .headrace/sdks, and run the tests with them
 # make test-vllm      install vLLM for the CPU into .headrace/vllm (3.4 GB), and run the tests of its plugin
 # make test-engines   the same, and everything else that needs real engines
 # make bench   what a request costs, beside nginx alone (BENCH="--help")       make bench-peers   other gateways to compare with
@@ -17,7 +18,7 @@ HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 debian = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "headrace: installing $(1)" >&2 && \
     apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >&2; }
 
-.PHONY: run test test-vllm test-engines lint docs bench bench-peers clean
+.PHONY: run test test-sdks test-vllm test-engines lint docs bench bench-peers clean
 .SILENT:
 .DELETE_ON_ERROR:
 
@@ -30,7 +31,7 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	sh tests/setup.sh
 	$(HEADRACE) embedded fetch >&2
-	.venv/bin/pytest $(or $(TESTS),--ignore=tests/engines)
+	.venv/bin/pytest $(or $(TESTS),--ignore=tests/engines --ignore=tests/sdks)
 
 test-engines: .venv/.installed-dev
 	sh tests/setup.sh
@@ -41,6 +42,11 @@ test-vllm: .venv/.installed-dev
 	sh tests/setup.sh
 	test -n "$$HEADRACE_VLLM_PYTHON" || sh tests/engines/setup.sh
 	.venv/bin/pytest tests/engines/test_vllm_api.py tests/engines/test_vllm_launcher.py
+
+test-sdks: .venv/.installed-dev
+	sh tests/setup.sh
+	sh tests/sdks/setup.sh
+	.venv/bin/pytest tests/sdks
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff format --check
