@@ -111,7 +111,7 @@ function look(r, data, length, flags) {
         }
         size += data.length;
     }
-    plain = mode !== 'hide' && events > 0 && held === null && !loose;
+    plain = !over && mode !== 'hide' && events > 0 && held === null && !loose;
 }
 
 // Decides what is done about this reply; true if nothing is.

@@ -29,6 +29,7 @@ def of_the_module(binary: Any) -> None:
     "pieces",
     [
         [FIRST, ERROR, DONE],
+        [FIRST, ERROR, FIRST, FIRST, DONE],
         [FIRST + ERROR + DONE],
         [FIRST, ERROR[:9], ERROR[9:], DONE],
         [FIRST + ERROR[:30], ERROR[30:]],
