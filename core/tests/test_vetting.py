@@ -78,3 +78,10 @@ def test_an_event_without_end_is_not_kept_for_ever() -> None:
     vetting = Vetting()
     shown = sum(len(vetting.look(b"x" * 65_536)) for _ in range(40))
     assert shown > 38 * 65_536 - 1_048_576
+
+
+def test_an_answer_that_the_backend_aborted_is_not_at_its_end() -> None:
+    event = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"abort"}]}\n\n'
+    for data in (event, b": a comment\n\n" + event):
+        with pytest.raises(BadEvent, match="failed before"):
+            Vetting().look(data)

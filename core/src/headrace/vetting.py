@@ -41,6 +41,8 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 NAMELESS: frozenset[str] = frozenset()
+ABORTED = "abort"
+"""vLLM's finish reason for an answer that its own end has cut off."""
 
 
 class Vetting:
@@ -137,7 +139,7 @@ class Vetting:
         choices = said.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict) and choice.get("finish_reason"):
-                self._end(choice.get("index", 0))
+                self._end(choice.get("index", 0), choice["finish_reason"])
 
     def _note(self, found: _Chunk) -> None:
         if found.error is not _NOTHING and bytes(found.error) not in NO_ERROR:
@@ -149,9 +151,11 @@ class Vetting:
                 self.finished = self.said_last = True
         for choice in found.choices:
             if choice.finish_reason is not None:
-                self._end(choice.index)
+                self._end(choice.index, choice.finish_reason)
 
-    def _end(self, answer: int) -> None:
+    def _end(self, answer: int, reason: object) -> None:
+        if reason == ABORTED:
+            raise BadEvent(FAILED, detail="the backend aborted the answer")
         self._ended.add(answer)
         self.finished = len(self._ended) >= self.answers
 
