@@ -183,7 +183,7 @@ def test_a_backend_that_comes_back_is_not_run_over(running: Fleet, kit: Any) -> 
         first = kit.until(slow, "an answer")
         until = first.over_at
     assert not [each for each in running["a"].requests if first.at < each.at < until]
-    meanwhile = [got for began, got in load.got if first.at < began < until]
+    meanwhile = [got for began, got in load.got if first.at < began and began + got.seconds < until]
     assert {(got.model, got.whole) for got in meanwhile} == {("b-large", True)}
 
 
