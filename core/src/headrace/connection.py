@@ -26,7 +26,7 @@ class Connection:
     """
 
     __slots__ = (
-        *("_receive", "_released", "_send", "_task", "_watch", "_wire"),
+        *("_receive", "_released", "_send", "_task", "_wanted", "_watch", "_wire"),
         *("away", "bytes_sent", "ended", "events", "left", "scope", "status"),
     )
 
@@ -38,6 +38,7 @@ class Connection:
         self._task: asyncio.Task[Any] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._released: asyncio.Event | None = None
+        self._wanted: Callable[[], bool] | None = None
         self.away = False
         """Whether nginx has the request, so that nothing can be sent from here."""
         self.left = False
@@ -139,6 +140,12 @@ class Connection:
     def _departed(self) -> None:
         if self._task is not None:
             self.left = True
+            self.stay(self._wanted)
+
+    def stay(self, wanted: Callable[[], bool] | None) -> None:
+        """See `Exchange.share`; None: see `Exchange.abandon`."""
+        self._wanted = wanted
+        if self.left and self._task is not None and not (wanted is not None and wanted()):
             self._task.cancel()
 
     async def hand_over(self, headers: Headers) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from .connection import Connection
 from .errors import GatewayError, PluginFault, UpstreamError, UpstreamTimeout
 from .estimate import choices
-from .exchange import Exchange, Headers, Reply
+from .exchange import Exchange, Headers, Reply, Usage
 from .front import CARRIED, REPORT
 from .hooks import Hooks
 from .streaming import Tail, Taps, UsageHider
@@ -23,6 +23,7 @@ UNFINISHED = "The backend ended the stream before the answer was complete."
 STREAM_HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 DROPPED = b"x-headrace-dropped"
 """Names what of the request the backend was not asked, since it cannot be said to it."""
+FREE = Usage()
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 NOT_OURS = frozenset(
@@ -49,7 +50,7 @@ async def deliver(exchange: Exchange, reply: Reply, hooks: Hooks, connection: Co
         Cut: the reply broke off. A stream has then been ended with an error event and without `[DONE]`;
             a reply that is no event stream is left unfinished, so that the connection breaks.
     """
-    event_stream = reply.is_event_stream
+    event_stream, exchange.source = reply.is_event_stream, reply.source
     if connection.status is not None and not (event_stream and reply.ok):
         raise told_late(reply)
     taps = exchange.taps
@@ -73,11 +74,16 @@ async def _send_whole(
         taps.feed(content)
     exchange.first_byte_at = exchange.first_byte_at or time.perf_counter()
     if reply.ok:
-        exchange.usage = exchange.endpoint.dialect.usage(content)
+        exchange.usage = _spent(exchange, content)
     exchange.status = reply.status
     length = (b"content-length", str(len(content)).encode())
     await connection.start(reply.status, [*head(exchange, reply.headers), length])
     await connection.end(content)
+
+
+def _spent(exchange: Exchange, said: bytes) -> Usage | None:
+    """What a reply, or the ends of one, says that it took."""
+    return exchange.endpoint.dialect.usage(said) if exchange.source != "cache" else FREE
 
 
 async def _send_stream(
@@ -118,7 +124,7 @@ async def _send_stream(
         raise
     finally:
         hidden = hider.hidden if hider is not None else b""  # some tell it with their last words, asked or not
-        exchange.usage = dialect.usage(hidden or tail.head + bytes(tail))
+        exchange.usage = _spent(exchange, hidden or tail.head + bytes(tail))
     await connection.end()
 
 

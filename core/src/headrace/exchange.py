@@ -26,6 +26,8 @@ Headers = list[tuple[bytes, bytes]]
 
 Role = Literal["user", "metrics", "admin"]
 DeliveryName = Literal["inline", "offload"]
+Source = Literal["upstream", "cache", "gateway"]
+"""Who gave an answer: a backend, a cache, or the gateway by itself."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +147,7 @@ class Reply:
         content: bytes | None = None,
         stream: AsyncIterator[bytes] | None = None,
         close: Callable[[], Awaitable[None]] | None = None,
-        source: str = "upstream",
+        source: Source = "upstream",
     ) -> None:
         self.status = status
         self.headers = headers
@@ -258,7 +260,9 @@ class Outcome(msgspec.Struct, kw_only=True):
     target: str | None = None
     delivery: DeliveryName = "inline"
     delivery_reason: str = ""
+    source: Source = "upstream"
     usage: Usage | None = None
+    """What backends have spent on it: of an answer from a cache, no tokens."""
     bytes_sent: int = 0
     """Body bytes handed towards the client."""
     ttft_seconds: float | None = None
@@ -309,6 +313,8 @@ class Exchange:
         in `admit`, and the backend is told."""
         self.status: int | None = None
         """Of the reply, once it goes out."""
+        self.source: Source = "upstream"
+        """The reply's, likewise."""
         self.completed = False
         """Whether the whole answer has been handed to the client."""
         self.error: GatewayError | None = None
@@ -329,6 +335,7 @@ class Exchange:
         self.prompt_estimate: int | None = None
         """What `headrace.estimate.Estimator.prompt` has found."""
         self._comment: Callable[[bytes], Awaitable[None]] | None = None
+        self._stay: Callable[[Callable[[], bool] | None], None] | None = None
         self._measure: tuple[int, int] | None = None
         self._by_name: dict[bytes, bytes] | None = None
         self._fields: dict[str, msgspec.Raw] | None = None
@@ -340,9 +347,14 @@ class Exchange:
         value = self._by_name.get(name)
         return None if value is None else value.decode("latin-1")
 
-    def may_comment(self, send: Callable[[bytes], Awaitable[None]] | None) -> None:
-        """From now on `comment` sends through this; through nothing if it is None."""
-        self._comment = send
+    def attach(
+        self,
+        comment: Callable[[bytes], Awaitable[None]] | None = None,
+        stay: Callable[[Callable[[], bool] | None], None] | None = None,
+    ) -> None:
+        """From now on `comment`, and `share` and `abandon`, go to the client's connection through these; nowhere
+        without them."""
+        self._comment, self._stay = comment, stay
 
     @property
     def streaming(self) -> bool:
@@ -363,6 +375,20 @@ class Exchange:
         """
         if self.streaming and self._comment is not None:
             await self._comment(text)
+
+    def share(self, wanted: Callable[[], bool]) -> None:
+        """Others than its client may wait for this answer, too. Should the client leave while `wanted()` is true, it
+        goes on, to its taps alone; `Outcome.aborted` is true then.
+
+        Call `abandon` once nobody wants it any more.
+        """
+        if self._stay is not None:
+            self._stay(wanted)
+
+    def abandon(self) -> None:
+        """Nobody but its client waits for this answer: if the client has left, it ends now."""
+        if self._stay is not None:
+            self._stay(None)
 
     def saw(self, pieces: int, size: int) -> None:
         """So many pieces of a stream, and bytes, have passed. To whoever reads slowly, many events come in one piece:

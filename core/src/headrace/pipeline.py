@@ -61,7 +61,7 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
         exchange.model = gateway.models.find(exchange.peek.model)  # a plugin may have changed it
         if exchange.model.bounds is not None:
             exchange.model.bounds.apply(exchange)
-        exchange.may_comment(partial(comment, exchange, connection=connection))
+        exchange.attach(partial(comment, exchange, connection=connection), connection.stay)
         async with hooks.admit(exchange):
             with connection.watched(), deadline(exchange):
                 exchange.taps = hooks.open_taps(exchange)
@@ -70,7 +70,7 @@ async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> N
                     conclude(exchange, reply, connection)  # nginx has delivered it
                 else:
                     await finish(exchange, reply, gateway, connection)
-            exchange.completed = True
+            exchange.completed = not connection.left  # it may have gone on for others
     except Exception as exception:
         await send_error(exchange, exception, gateway, connection)
     except asyncio.CancelledError as cancelled:
@@ -286,7 +286,7 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
     connection.unwatch()
     connection.release()
     exchange.close_taps(exchange.completed)  # if no reply did
-    if exchange.usage is not None:
+    if exchange.usage is not None and exchange.attempts:
         gateway.estimator.learn(exchange, exchange.usage)
     outcome = outcome_of(exchange, connection)
     for attempt in exchange.attempts:
@@ -298,7 +298,7 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
             ended.error = exchange.failure  # whatever the client was told of it
             await tell(attempt, gateway, ended)
     await gateway.hooks.on_complete(exchange, outcome)
-    exchange.may_comment(None)
+    exchange.attach()
     for attempt in exchange.attempts:
         attempt.let_go()
 
@@ -315,6 +315,7 @@ def outcome_of(exchange: Exchange, connection: Connection) -> Outcome:
         target=target.name if target else None,
         delivery=exchange.delivery,
         delivery_reason=exchange.delivery_reason,
+        source=exchange.source,
         usage=exchange.usage,
         bytes_sent=connection.bytes_sent,
         ttft_seconds=first_byte - exchange.started if first_byte is not None else None,
