@@ -168,7 +168,7 @@ function text() {
 // Whether a piece must be taken apart: it does not end with an event, or may have one that is not shown.
 function isSpecial(data, length) {
     return data[length - 1] !== 10 || data[length - 2] !== 10 || data.indexOf('"error"') >= 0 ||
-        mode === 'hide' && data.indexOf('"usage"') >= 0;
+        data.indexOf('"abort"') >= 0 || mode === 'hide' && data.indexOf('"usage"') >= 0;
 }
 
 // What is shown of a stream: whole events, up to one that tells of an error, and none that tells nothing but a usage
@@ -206,12 +206,14 @@ function hidden(event) {
     return mode === 'hide' && event.indexOf('"usage"') >= 0 && /"choices"\s*:\s*\[\s*\]/.test(event.toString());
 }
 
+// vLLM's finish reason for an answer that its own end has cut off is `abort`.
 function tellsError(event) {
-    if (event.indexOf('"error"') < 0) {
+    if (event.indexOf('"error"') < 0 && event.indexOf('"abort"') < 0) {
         return false;
     }
     const said = object(event);
-    return said !== null && said.error !== undefined && said.error !== null;
+    return said !== null && (said.error !== undefined && said.error !== null || Array.isArray(said.choices) &&
+        said.choices.some(each => each !== null && each.finish_reason === 'abort'));
 }
 
 // The JSON object in an event; null if there is none that can be read.
@@ -239,7 +241,7 @@ function ended(data) {
     const all = tail(), rest = held === null ? Buffer.alloc(0) : held, shown = [data];
     const sent = all.slice(0, Math.max(0, all.length - rest.length)).toString();
     const half = cut || /^data:\s*\{/m.test(rest.toString()) && object(rest) === null;
-    const said = half ? sent : all.toString(), reason = /"finish_reason"\s*:\s*"/.test(said);
+    const said = half ? sent : all.toString(), reason = /"finish_reason"\s*:\s*"(?!abort")/.test(said);
     failed = failed || !half && tellsError(rest);
     finished = cut && answers === 1 && reason;   // what is missing is its farewell
     unfinished = failed || !finished && (cut || !reason && !/\[DONE\]\s*$/.test(said));

@@ -30,6 +30,7 @@ EVENTS = [
     'data: {"error": {"message":"out of memory"}}\n\n',
     'data: {"choices":[{"delta":{"content":"\\\\"},"error":{}}],"a":{"error":1},"error" : null}\n\n',
     'data: {"id":"1","choices":[],"error":"out of memory","usage":{}}\n\n',
+    'data: {"choices":[{"delta":{"content":"abort"}}, {"index":1,"finish_reason": "abort"}]}\n\n',
     'data: {"choices":[{"delta":{"content":"a"}]}\n\n',
     "data: }\n\n",
     'data:{"choices":[{"delta":{"content":"' + "long " * 900 + '"}}]}\n\n',
@@ -101,8 +102,9 @@ def read(event: bytes, watch: str, module: bool) -> Event:
     except ValueError:
         return Event("malformed" if module or (data.startswith(b"{") and not is_over(event)) else "", False, set())
     choices = said.get("choices", [])
-    finished = {each.get("index", 0) for each in choices if each.get("finish_reason")}
-    failed = "failed" if said.get("error") is not None else ""
+    reasons = {each.get("index", 0): each.get("finish_reason") for each in choices}
+    finished = {index for index, reason in reasons.items() if reason}
+    failed = "failed" if said.get("error") is not None or "abort" in reasons.values() else ""
     return Event(failed, watch == "hide" and "usage" in said and not choices, finished)
 
 

@@ -12,6 +12,7 @@ from headrace_nginx.scripts import ending_events
 
 FIRST = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 ERROR = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+ABORT = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"abort"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 _, _, FAILED, MALFORMED = (event.encode() for event in ending_events())
 MODES = ["usage", "hide"]
@@ -24,22 +25,73 @@ def of_the_module(binary: Any) -> None:
         pytest.skip("the script does not")
 
 
+def failed_after(result: Any, before: bytes) -> None:
+    """The client got what came before and our words, no more; so says the report."""
+    assert (result.got.body, result.got.whole) == (before + FAILED, True)
+    seen = result.watched
+    assert (seen.size, seen.cut, seen.unfinished, seen.finished) == (len(before + FAILED), False, True, False)
+    assert seen.why == "failed"
+
+
 @pytest.mark.parametrize("watch", MODES)
+@pytest.mark.parametrize("bad", [ERROR, ABORT])
+@pytest.mark.parametrize("way", range(5))
+def test_an_error_of_the_backend_is_told_in_our_words(stage: Any, http: Any, bad: bytes, way: int, watch: str) -> None:
+    ways = [
+        [FIRST, bad, DONE],
+        [FIRST, bad, FIRST, FIRST, DONE],
+        [FIRST + bad + DONE],
+        [FIRST, bad[:9], bad[9:], DONE],
+        [FIRST + bad[:30], bad[30:]],
+    ]
+    failed_after(stage.ask(http.chunked(*ways[way]), watch), FIRST)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_an_aborted_answer_is_seen_however_it_is_cut(stage: Any, http: Any, ends: str) -> None:
+    sent = (ABORT + DONE).decode().replace("\n", ends).encode()
+    for at in range(1, len(sent)):
+        failed_after(stage.ask(http.chunked(FIRST + sent[:at], sent[at:]), MODES[at % 2]), FIRST)
+    for size in (1, 2, 3, 7, 16):
+        pieces = [sent[at : at + size] for at in range(0, len(sent), size)]
+        failed_after(stage.ask(http.closing(FIRST, *pieces), "end"), FIRST)
+
+
 @pytest.mark.parametrize(
-    "pieces",
+    "event",
     [
-        [FIRST, ERROR, DONE],
-        [FIRST, ERROR, FIRST, FIRST, DONE],
-        [FIRST + ERROR + DONE],
-        [FIRST, ERROR[:9], ERROR[9:], DONE],
-        [FIRST + ERROR[:30], ERROR[30:]],
+        b'data: {"choices":[{"text":"","index":0,"finish_reason" : "abort","stop_reason":null}],"usage":null}\n\n',
+        b'data: {"choices":[{"finish_reason":"stop","index":0},{"index":1,"finish_reason":"abort"}],"error":null}\n\n',
+        b'data: {"choices":[{"index":99,"finish_reason":"abort"}],"usage":{"completion_tokens":1}}\n\n',
     ],
 )
-def test_an_error_of_the_backend_is_told_in_our_words(stage: Any, http: Any, pieces: list[bytes], watch: str) -> None:
-    result = stage.ask(http.chunked(*pieces), watch)
-    assert (result.got.body, result.got.whole) == (FIRST + FAILED, True)
-    seen = result.watched
-    assert (seen.size, seen.cut, seen.unfinished, seen.why) == (len(FIRST + FAILED), False, True, "failed")
+@pytest.mark.parametrize("told", ["usage", "hide 1 60000", "end 2 60000"])
+def test_an_answer_may_be_aborted_in_many_words(stage: Any, http: Any, event: bytes, told: str) -> None:
+    pieces = (
+        http.closing if told.startswith("end") else http.chunked
+    )  # the script does not look at all that are in chunks
+    failed_after(stage.ask(pieces(FIRST, event, DONE), told), FIRST)
+
+
+def test_an_aborted_answer_may_be_the_last_that_came(stage: Any, http: Any) -> None:
+    failed_after(stage.ask(http.closing(FIRST, ABORT), "usage"), FIRST)
+    failed_after(stage.ask(http.closing(FIRST, ABORT.rstrip()), "usage"), FIRST)
+    for framed in (http.chunked(FIRST, ABORT, ends=False), http.chunked(FIRST + ABORT, ends=False)):
+        failed_after(stage.ask(framed, "usage 1 60000"), FIRST)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"choices":[{"delta":{"content":"\\"finish_reason\\":\\"abort\\""},"finish_reason":null}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"abort"},"finish_reason":null}],"a":"abort"}\n\n',
+        b'data: {"choices":[{"delta":{},"finish_reason":"aborted"}]}\n\n',
+        b'data: {"choices":["finish_reason",null,{"a":["abort"]}],"finish_reason":"abort "}\n\n',
+        b': "finish_reason":"stop", "abort"\n\n',
+    ],
+)
+def test_other_aborts_pass(stage: Any, http: Any, event: bytes) -> None:
+    assert stage.ask(http.chunked(FIRST, event, DONE), "usage").got.body == FIRST + event + DONE
 
 
 @pytest.mark.parametrize("error", [b'"no"', b"{}", b"0", b'"null"'])

@@ -7,6 +7,7 @@
 
 #define DEEPEST 64      /* brackets that are kept in mind: what is deeper is not looked into */
 #define OTHERS "[\"-0123456789tfn"     /* with which JSON that is no object begins */
+#define ABORT "\"abort\""
 #define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
 #define LESS(eight, byte) (((eight) - EACH(byte)) & ~(eight) & EACH(0x80))      /* not 0: one of them is less */
 
@@ -101,6 +102,8 @@ note_key(headrace_event_t *event, u_char *start, u_char *at, u_char *end)
     if (event->depth == 3) {
         if (length == 13 && ngx_memcmp(start, "finish_reason", 13) == 0) {
             event->reason = *value == '"';
+            event->abort = (size_t) (end - value) >= sizeof(ABORT) - 1
+                           && ngx_memcmp(value, ABORT, sizeof(ABORT) - 1) == 0;
         } else if (length == 5 && ngx_memcmp(start, "index", 5) == 0) {
             note_index(event, value, end);
         }
@@ -122,6 +125,7 @@ open_bracket(headrace_event_t *event, ngx_flag_t array)
     event->depth++;
     if (event->depth == 3) {
         event->reason = 0;
+        event->abort = 0;
         event->index = 0;
     }
 }
@@ -134,8 +138,11 @@ close_bracket(headrace_event_t *event, ngx_flag_t array)
     if ((ngx_flag_t) (event->arrays & 1) != array) {
         return 0;
     }
-    if (event->depth == 3 && event->reason && event->index < 64) {
-        event->finished |= (uint64_t) 1 << event->index;
+    if (event->depth == 3 && event->reason && (event->arrays & 7) == 2) {
+        event->aborted |= event->abort;
+        if (event->index < 64) {
+            event->finished |= (uint64_t) 1 << event->index;
+        }
     }
     event->arrays >>= 1;
     event->depth--;

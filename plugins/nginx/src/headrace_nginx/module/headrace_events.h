@@ -16,6 +16,7 @@ typedef enum {
 typedef struct {
     uint64_t   finished;        /* a bit for each answer that gives its finish reason */
     unsigned   error:1;         /* it tells of an error */
+    unsigned   aborted:1;       /* the backend did not finish an answer: vLLM's finish reason when it is stopped */
     unsigned   malformed:1;     /* it is no JSON */
     unsigned   usage:1;
     unsigned   no_choices:1;    /* its list of choices is empty */
@@ -23,6 +24,7 @@ typedef struct {
     unsigned   begun:1;         /* the rest is how far it has been read */
     unsigned   skipped:1;
     unsigned   reason:1;
+    unsigned   abort:1;         /* that reason is no end */
     u_char     depth;
     u_char     index;
     uint64_t   arrays;

@@ -195,14 +195,16 @@ has_error(u_char *start, u_char *end)
 }
 
 
+/* Whether there is a finish reason that begins so. */
 static ngx_flag_t
-has_finish_reason(u_char *start, u_char *end)
+has_finish_reason(u_char *start, u_char *end, const char *begin)
 {
+    size_t   length = ngx_strlen(begin);
     u_char  *at, *value;
 
     for (at = start; (at = find(at, end, "\"finish_reason\"")) != NULL; at++) {
         value = after_key(at, end, "\"finish_reason\"");
-        if (value != NULL && value < end && *value == '"') {
+        if (value != NULL && (size_t) (end - value) >= length && ngx_memcmp(value, begin, length) == 0) {
             return 1;
         }
     }
@@ -448,7 +450,7 @@ all_said(watch_t *watch)
 static ngx_flag_t
 is_shown(ngx_http_request_t *r, watch_t *watch, headrace_event_t *event)
 {
-    if (event->malformed || event->error) {
+    if (event->malformed || event->error || event->aborted) {
         watch->end = event->malformed ? end_malformed : end_failed;
         return 0;
     }
@@ -706,8 +708,8 @@ judge(ngx_http_request_t *r, watch_t *watch)
     tail_of(watch, &start, &end);
     end -= ngx_min(dropped, (size_t) (end - start));
     if (!watch->end
-        && (has_error(start, end)
-            || !(ends_with(start, without_space(start, end), "[DONE]") || has_finish_reason(start, end))))
+        && (has_error(start, end) || has_finish_reason(start, end, "\"abort\"")
+            || !(ends_with(start, without_space(start, end), "[DONE]") || has_finish_reason(start, end, "\""))))
     {
         watch->end = end_unfinished;
     }
