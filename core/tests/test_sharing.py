@@ -59,6 +59,12 @@ async def left(url: str, body: Any, sharing: Sharing) -> None:
         await asyncio.wait_for(sharing.began.wait(), 10)
 
 
+async def asked(backend: FakeBackend, body: Any, **plugins: type[Any]) -> httpx.Response:
+    """What a gateway with these plugins answers."""
+    async with serve(backend.config(), plugins=plugins) as gateway, httpx.AsyncClient(base_url=gateway.url) as client:
+        return await client.post("/v1/chat/completions", json=body)
+
+
 async def test_an_answer_that_others_want_goes_on_without_its_client(backend: FakeBackend) -> None:
     backend.chunks, backend.pause = 40, 0.01
     async with serve(backend.config(), plugins={"sharing": Sharing}) as gateway:
@@ -140,17 +146,13 @@ cachings: list[Caching] = []
 
 
 async def test_an_answer_from_a_cache_has_taken_no_tokens(backend: FakeBackend) -> None:
-    async with serve(backend.config(), plugins={"caching": Caching}) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url) as client:
-            assert (await client.post("/v1/chat/completions", json=CHAT)).content == COMPLETION
+    assert (await asked(backend, CHAT, caching=Caching)).content == COMPLETION
     outcome = cachings[-1].outcome
     assert outcome is not None and (outcome.source, outcome.usage, outcome.attempts) == ("cache", Usage(), 0)
 
 
 @pytest.mark.parametrize("body", [CHAT, STREAM])
 async def test_an_answer_of_a_backend_says_so(backend: FakeBackend, body: Any) -> None:
-    async with serve(backend.config(), plugins={"sharing": Sharing}) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url) as client:
-            await client.post("/v1/chat/completions", json=body)
+    await asked(backend, body, sharing=Sharing)
     outcome = made[-1].outcome
     assert outcome is not None and (outcome.source, outcome.completed) == ("upstream", True)
