@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from headrace import hookimpl
@@ -117,6 +118,22 @@ async def test_an_answer_that_is_not_wanted_when_its_client_leaves_ends_then(bac
         await left(gateway.url, STREAM, sharing)
         await asyncio.wait_for(sharing.over.wait(), 10)
         await asyncio.wait_for(backend.closed_early.wait(), 10)
+
+
+async def test_a_client_that_does_not_read_does_not_hold_up_others_for_long(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.connection.PATIENCE_SECONDS", 0.05)
+    backend.chunks = 100_000
+    async with serve(backend.config(), plugins={"sharing": Sharing}) as gateway:
+        sharing, content = made[-1], msgspec.json.encode(STREAM)
+        _, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]), limit=1024)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content))
+        writer.write(content)
+        await asyncio.wait_for(sharing.over.wait(), 30)
+        writer.close()
+    assert b"".join(sharing.passed[-3:]).endswith(b"data: [DONE]\n\n") and sharing.closed is True
+    assert sharing.outcome is not None and (sharing.outcome.aborted, sharing.outcome.completed) == (True, False)
 
 
 async def test_a_gateway_that_stops_ends_an_answer_that_others_want(backend: FakeBackend) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.dialects import OPENAI
 from headrace.vetting import BadEvent, Vetting
 
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
@@ -85,3 +86,10 @@ def test_an_answer_that_the_backend_aborted_is_not_at_its_end() -> None:
     for data in (event, b": a comment\n\n" + event):
         with pytest.raises(BadEvent, match="failed before"):
             Vetting().look(data)
+
+
+@pytest.mark.parametrize("after", [b"", DONE, TOKEN + DONE])
+def test_a_stream_whose_end_is_an_aborted_answer_is_not_complete(after: bytes) -> None:
+    aborted = b'data: {"choices":[{"index":0,"delta":{},"finish_reason" : "abort"}]}\n\n'
+    assert not OPENAI.is_complete(TOKEN + aborted + after)
+    assert OPENAI.is_complete(TOKEN + aborted.replace(b"abort", b"aborted") + after)

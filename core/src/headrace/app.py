@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
-from . import offload, openapi, pipeline, routes
+from . import audit, offload, openapi, pipeline, routes
 from .connection import Connection
 from .dialects import Endpoint
 from .errors import GatewayError, MethodNotAllowed, NotFound, PluginFault, envelope
@@ -143,7 +143,7 @@ def _guarded(route: Route, gateway: Gateway) -> Callable[[Request], Awaitable[Re
         except Exception as error:
             raise PluginFault("headrace", f"route {route.path}", error) from error
 
-    return guarded
+    return audit.audited_route(route, gateway, guarded) if route.require == "admin" else guarded
 
 
 async def _on_gateway_error(request: Request, error: Exception) -> Response:

@@ -192,9 +192,10 @@ def reload(context: click.Context) -> None:
     """
     import asyncio
 
+    from .audit import noted
     from .reload import reload as have_reloaded
 
-    with _plain_errors():
+    with _plain_errors(), noted(context):
         asyncio.run(have_reloaded(config_path(context), click.echo))
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 
+PATIENCE_SECONDS = 2.0
+"""So long a client who does not read may hold up others who wait for the same answer."""
+
+
 class ClientLeft(Exception):
     """The client closed the connection before its body was complete."""
 
@@ -187,7 +191,22 @@ class Connection:
 
     async def send(self, chunk: bytes) -> None:
         self.bytes_sent += len(chunk)
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._say({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _say(self, message: Any) -> None:
+        """Send; but while others want the answer, too, a client who does not read it holds them up only so long."""
+        if self._wanted is None:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            if self._wanted is not None and self._wanted():
+                self.left = True
+                self.abort()
+            else:
+                await self._send(message)
 
     @property
     def send_now(self) -> Callable[[bytes], bool]:
@@ -200,7 +219,7 @@ class Connection:
         self.unwatch()
         self.ended = True
         self.bytes_sent += len(chunk)
-        await self._send({"type": "http.response.body", "body": chunk})
+        await self._say({"type": "http.response.body", "body": chunk})
 
     def abort(self) -> None:
         """Break the connection."""

@@ -13,7 +13,7 @@ import msgspec
 
 from .errors import GatewayError, InvalidRequest, envelope
 from .exchange import Usage
-from .vetting import Vetting
+from .vetting import ABORTED, Vetting
 
 if TYPE_CHECKING:
     from .translation import Translation
@@ -132,8 +132,8 @@ class OpenAIDialect:
         return b"data: " + envelope(error) + b"\n\n"
 
     def is_complete(self, tail: bytes) -> bool:
-        """`[DONE]` or a finish reason, and no error event: vLLM sends `[DONE]` after one."""
-        if b'"error"' in tail and _ERROR_EVENT.search(tail):
+        """`[DONE]` or a finish reason, and no error event: vLLM sends `[DONE]` after one, and after it has aborted."""
+        if (b'"error"' in tail and _ERROR_EVENT.search(tail)) or _ABORTED.search(tail):
             return False
         return tail.rstrip().endswith(b"[DONE]") or _FINISHED.search(tail) is not None
 
@@ -155,6 +155,7 @@ class OpenAIDialect:
 
 _ERROR_EVENT = re.compile(rb'(?:^|[\r\n])data:\s*\{\s*"error"\s*:\s*["{]')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_ABORTED = re.compile(rb'"finish_reason"\s*:\s*"%s"' % ABORTED.encode())
 _USAGE = re.compile(rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})")
 """What follows a `"usage"` key: numbers, and objects of numbers."""
 

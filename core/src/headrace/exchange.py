@@ -283,7 +283,7 @@ class Exchange:
         self.headers: Headers = scope["headers"]
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.client: str = _client_address(scope)
+        self.client: str = client_address(scope)
         self.body = body
         self.body_changed = False
         self.peek: Peek | None = None
@@ -455,7 +455,7 @@ def header(headers: Headers, name: bytes) -> str | None:
     return None
 
 
-def _client_address(scope: Mapping[str, Any]) -> str:
+def client_address(scope: Mapping[str, Any]) -> str:
     """The peer's address; over the unix socket that only our nginx uses, what nginx says it is."""
     client = scope.get("client")
     if client:

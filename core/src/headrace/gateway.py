@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from .audit import Auditor
     from .exchange import Target
     from .foundation import Foundation
     from .health import HealthBoard
@@ -132,6 +133,8 @@ class Gateway:
         self.collectors: list[Any] = []
         """What plugins offer to be measured by: objects with a method `collect()`, as collectors of prometheus_client
         have it. A plugin appends its own when it is made, or in its lifespan; `metrics` calls them once a second."""
+        self.auditors: list[Auditor] = []
+        """Who is told what is done to the gateway itself: a plugin appends its own when it is made."""
         self.hook_wrapper: HookWrapper | None = None
         """Puts something around what plugins do per request, once, when the hooks are compiled: a plugin that measures
         them sets it when it is made."""

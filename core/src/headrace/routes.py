@@ -50,11 +50,11 @@ async def require(request: Request, gateway: Gateway, access: Access) -> Princip
             principal = ANONYMOUS
         else:
             raise unknown_caller()
+    request.state.principal = principal
     if access == "user" and principal.role == "metrics":
         raise Forbidden("This key may read metrics only.")
     if access != "user" and principal.role not in (access, "admin"):
         raise Forbidden(f"This path needs the role {access!r}.")
-    request.state.principal = principal
     return principal
 
 

@@ -14,11 +14,13 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import uvicorn
 
 from .app import build_app
+from .audit import Act, operator, record_in_thread
 from .choice import forget_ways
 from .config import ServerConfig
 from .errors import ConfigError, HeadraceError, Problem
@@ -149,10 +151,18 @@ class Tenures:
             read = digest(self._path) if self._path is not None else ""
             problems = await self._problems()
             self._told = Told(self._told.pid, self._told.number + 1, not problems, problems, read)
+            await self._note(self._told)
             self.tell()
         for problem in problems:
             logger.error("the configuration is not taken over: %s", problem)
         return self._told
+
+    async def _note(self, told: Told) -> None:
+        """For the audit log, which text is in force from now on, or was refused. Who wanted it is not known here."""
+        why = f"sha256 {told.read}" if told.ok else "; ".join(told.problems)
+        result: Literal["done", "refused"] = "done" if told.ok else "refused"
+        act = Act(action="reload", about=str(self._path), by="process", id=operator(), result=result, message=why)
+        await record_in_thread(self.current.gateway, act)
 
     async def _problems(self) -> list[str]:
         """What keeps the configuration from being taken over; none: it was."""

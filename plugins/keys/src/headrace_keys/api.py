@@ -14,6 +14,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from headrace.audit import about
 from headrace.errors import (
     GatewayError,
     InvalidRequest,
@@ -113,6 +114,7 @@ class AdminAPI:
         if changes.name is msgspec.UNSET:
             raise InvalidRequest("The field 'name' is missing.", param="name")
         record, key = await self._changing(request, lambda at: at.create(changes))
+        about(request, f"/admin/keys/{record.id}")
         body = {**self._described(record), "key": key.reveal(), "warnings": warnings}
         return _json(body, 201)
 

@@ -207,13 +207,28 @@ def plain_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def at_desk(ctx: click.Context) -> Iterator[Desk]:
     """Change keys: what happens within happens whole, and is in the audit log."""
+    from headrace.audit import about
+
     from . import audit, desk
 
     gateway, plugin = plugin_of(ctx)
-    with plain_errors():
+    with _noted(ctx), plain_errors():
         gateway.make_dirs()
         with audit.to_file(gateway.state_dir), desk.at_desk(plugin.database, audit.operator()) as opened:
             yield opened
+            about(ctx, "; ".join(opened.notes))
+
+
+def _noted(ctx: click.Context) -> contextlib.AbstractContextManager[None]:
+    """Has the gateway's auditors told of it: which key was meant, until it is known what was done."""
+    from headrace.audit import noted
+
+    from .keyformat import holds_key
+
+    if ctx.params.get("dry_run"):
+        return contextlib.nullcontext()
+    named = str(ctx.params.get("id_or_name") or ctx.params.get("name") or ctx.params.get("file") or "")
+    return noted(ctx, "a whole key" if holds_key(named) else named)
 
 
 def shown(record: Record, plugin: Plugin) -> dict[str, Any]:

@@ -144,6 +144,8 @@ def list_requests(ctx: click.Context, /, since: str, until: str | None, form: st
 @click.pass_context
 def prune(ctx: click.Context, older_than: str, summaries: bool, as_json: bool) -> None:
     """Delete old requests. Reports by day still know their sums, unless these are deleted as well."""
+    from headrace.audit import noted
+
     from .output import json_text
     from .retention import steps
     from .times import DAY, day_of
@@ -151,7 +153,7 @@ def prune(ctx: click.Context, older_than: str, summaries: bool, as_json: bool) -
     plugin, _ = plugin_of(ctx)
     before = int(time.time() * 1000) - _spanned(older_than)
     deleted = 0
-    with at_ledger(plugin) as store:
+    with noted(ctx, f"before {day_of(before // DAY)}"), at_ledger(plugin) as store:
         for count in steps(store, before, before if summaries else None):
             deleted += count
             time.sleep(PAUSE_SECONDS)

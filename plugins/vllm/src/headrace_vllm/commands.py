@@ -145,7 +145,7 @@ def load(
     async def ask(desk: Desk, target: Target) -> None:
         await desk.load(target, name, path, replace=replace)
 
-    _say(context, _asked(context, backends, everywhere, ask), "{}: loaded")
+    _change(context, backends, everywhere, ask, "{}: loaded", f"{name} ({path})")
 
 
 @lora.command()
@@ -159,7 +159,7 @@ def unload(context: click.Context, name: str, backends: tuple[str, ...], everywh
     async def ask(desk: Desk, target: Target) -> None:
         await desk.unload(target, name)
 
-    _say(context, _asked(context, backends, everywhere, ask), "{}: unloaded")
+    _change(context, backends, everywhere, ask, "{}: unloaded", name)
 
 
 @vllm.command()
@@ -173,7 +173,7 @@ def sleep(context: click.Context, level: int, backends: tuple[str, ...], everywh
     async def ask(desk: Desk, target: Target) -> None:
         await desk.sleep(target, level)
 
-    _say(context, _asked(context, backends, everywhere, ask), "{} sleeps")
+    _change(context, backends, everywhere, ask, "{} sleeps", f"level {level}")
 
 
 @vllm.command()
@@ -186,7 +186,7 @@ def wake(context: click.Context, backends: tuple[str, ...], everywhere: bool) ->
     async def ask(desk: Desk, target: Target) -> None:
         await desk.wake(target)
 
-    _say(context, _asked(context, backends, everywhere, ask), "{} is awake")
+    _change(context, backends, everywhere, ask, "{} is awake")
 
 
 @vllm.command()
@@ -243,11 +243,22 @@ def _asked(
     return well, int(len(well) < len(found))
 
 
-def _say(context: click.Context, asked: tuple[Mapping[str, Any], int], words: str) -> None:
-    """Tell of each backend that it is done."""
-    for backend in asked[0]:
-        click.echo(words.format(backend))
-    context.exit(asked[1])
+def _change(
+    context: click.Context,
+    backends: Sequence[str],
+    everywhere: bool,
+    ask: Callable[[Desk, Target], Awaitable[None]],
+    words: str,
+    what: str = "",
+) -> None:
+    """Have it done, tell of each backend that it is done, and the auditors of all of it."""
+    from headrace.audit import noted
+
+    with noted(context, f"{what} at {', '.join(backends) or 'all'}".strip()):
+        done, failed = _asked(context, backends, everywhere, ask)
+        for backend in done:
+            click.echo(words.format(backend))
+        context.exit(failed)
 
 
 def _chosen(desk: Desk, backends: Sequence[str], everywhere: bool) -> list[Target]:
