@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from headrace.errors import HeadraceError, Unavailable
 from headrace.ledger import Limit, Refusal
 from headrace.ledger.local import LocalHold, LocalLedger
+from headrace.ledger.sums import SEGMENT_BYTES
 
 DAY = Limit("t:day", "window", 100, 86_400.0)
 MONTH = Limit("t:month", "sum", 150, ends=1e12)
@@ -130,55 +132,96 @@ def test_windows_move_on_and_forget_whoever_counts(tmp_path: Path) -> None:
         ledger.close()
 
 
-def test_what_a_sum_has_reserved_is_in_the_file_at_once(tmp_path: Path) -> None:
-    """And so is there after `kill -9`; what a window has is there a moment later."""
-
-    async def play() -> None:
+def test_what_a_sum_has_reserved_survives_kill_9_at_once(tmp_path: Path) -> None:
+    """A worker alone counts in memory; what the windows of the last moment have is lost."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from headrace.ledger import Limit
+from headrace.ledger.local import LocalLedger
+ledger = LocalLedger(Path({str(tmp_path / "ledger")!r}))
+ledger.open(alone=True)
+many = [Limit(f"t:sum-{{number}}", "sum", 10**9, ends=1e12) for number in range(3000)]
+for number, limit in enumerate(many):
+    ledger.take((limit,), (number,))
+ledger.take((Limit("t:month", "sum", 150, ends=1e12),), (70,)).settle((25,))
+ledger.take((Limit("t:month", "sum", 150, ends=1e12),), (40,))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    for _ in range(2):  # whoever opens it next takes it over, and the one after has it as well
         ledger = LocalLedger(tmp_path / "ledger")
-        ledger.open(alone=True)
-        await ledger.reserve((MONTH,), (70,))
-        assert stored() == 70
-        await ledger.reserve((DAY,), (7,))
-        while stored("wt:day") != 7:
-            await asyncio.sleep(0.01)
+        ledger.open()
+        assert used(ledger, MONTH) == [65]
+        assert used(ledger, *(Limit(f"t:sum-{number}", "sum", 1) for number in (0, 1, 2999))) == [0, 1, 2999]
         ledger.close()
 
-    def stored(name: str = "st:month") -> int:
-        code = f"""
-import lmdb, sys
-from array import array
-env = lmdb.open({str(tmp_path / "ledger")!r}, subdir=False, readonly=True)
-with env.begin() as txn:
-    found = txn.get({name.encode()!r})
-print(array("q", found)[0] if found else 0)
-"""
-        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
-    asyncio.run(asyncio.wait_for(play(), 30))
-
-
-def test_what_cannot_be_written_is_not_taken_and_nothing_else_is_lost(tmp_path: Path) -> None:
-    """One worker, which counts in memory: what was settled a moment before stays settled."""
+def test_what_cannot_be_written_yet_counts_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One worker, which counts in memory."""
 
     async def play() -> None:
         ledger = LocalLedger(tmp_path / "ledger")
         ledger.open(alone=True)
-        hold = await ledger.reserve((OPEN,), (1,))
+        hold = await ledger.reserve((MONTH, OPEN), (20, 1))
         alone = ledger._alone
         assert alone is not None and isinstance(hold, LocalHold)
-        alone.write()
-        hold.settle((1,))
         true_env, alone._env = alone._env, BrokenDisk()  # type: ignore[assignment]
-        with pytest.raises(Unavailable):
-            await ledger.reserve((MONTH, OPEN), (10, 1))
+        hold.settle((5, 1))
+        alone.write()
+        assert "no space left" in caplog.text
+        await ledger.reserve((MONTH, OPEN), (10, 1))
         alone._env = true_env
-        assert [level.used for level in await ledger.levels((MONTH, OPEN))] == [0, 0]
+        assert [level.used for level in await ledger.levels((MONTH, OPEN))] == [15, 1]
         ledger.close()
         ledger.open()
-        assert [level.used for level in await ledger.levels((MONTH, OPEN))] == [0, 0]
+        assert [level.used for level in await ledger.levels((MONTH, OPEN))] == [15, 1]
         ledger.close()
 
     asyncio.run(play())
+
+
+def test_a_sum_that_no_room_is_left_for_on_the_disk_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ledger = LocalLedger(tmp_path / "ledger")
+    ledger.open(alone=True)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(Unavailable):
+        ledger.take((DAY, MONTH), (10, 10))
+    monkeypatch.undo()
+    assert used(ledger, DAY, MONTH) == [0, 0]
+    ledger.close()
+
+
+def test_sums_that_nobody_asks_for_take_no_room(tmp_path: Path) -> None:
+    ledger = LocalLedger(tmp_path / "ledger")
+    ledger.open(alone=True)
+    for begin in range(0, 5000, 500):
+        for number in range(begin, begin + 500):
+            ledger.take((Limit(f"t:sum-{number}", "sum", 10, ends=1e12),), (1,))
+        for _ in range(2):
+            asyncio.run(ledger.sweep())
+    assert (tmp_path / "ledger.sums").stat().st_size <= 2 * SEGMENT_BYTES
+    assert used(ledger, *(Limit(f"t:sum-{number}", "sum", 10) for number in (0, 4999))) == [1, 1]
+    ledger.close()
+
+
+def test_two_gateways_do_not_count_alone_in_one_file(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from headrace.ledger.local import LocalLedger
+LocalLedger(Path({str(tmp_path / "ledger")!r})).open(alone=True)
+"""
+    ledger = LocalLedger(tmp_path / "ledger")
+    ledger.open(alone=True)
+    refused = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "HeadraceError" in refused.stderr and "state_dir" in refused.stderr
+    ledger.close()
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class BrokenDisk:
@@ -387,6 +430,7 @@ import sys
 from pathlib import Path
 from headrace.ledger import Limit
 from headrace.ledger.local import LocalHold, LocalLedger
+from headrace.ledger.sums import SEGMENT_BYTES
 ledger = LocalLedger(Path(sys.argv[1]), int(sys.argv[2]), workers=4)
 ledger.open()
 limits = (Limit("t:all", "sum", int(sys.argv[3])), Limit("t:open", "open", 3))

@@ -149,6 +149,11 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
     sent = way.usual if request.has_usual_headers else _sent(exchange, request.headers, front)
     if isinstance(sent, str):
         return sent
+    if request.set_headers:
+        more = _named(request.set_headers, front)
+        if isinstance(more, str):
+            return more
+        sent = [*sent, *more]
     if request.edits and (len(exchange.body) > front.edit_bytes or exchange.header(wire.SPOOLED)):
         return f"nginx edits bodies up to {front.edit_bytes} bytes"
     for name, value in exchange.response_headers:

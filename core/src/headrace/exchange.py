@@ -103,7 +103,7 @@ class UpstreamRequest:
         hides_usage: whether the usage at a stream's end was asked for by us alone, and is not shown to the client.
     """
 
-    __slots__ = ("_headers", "body", "edits", "hides_usage", "method", "url")
+    __slots__ = ("_headers", "body", "edits", "hides_usage", "method", "set_headers", "url")
 
     def __init__(
         self,
@@ -118,17 +118,35 @@ class UpstreamRequest:
         """`headers` may be a function: it is called when somebody looks at them, which nobody may ever do."""
         self.url, self.body, self.method, self.edits, self.hides_usage = url, body, method, edits, hides_usage
         self._headers = headers
+        self.set_headers: dict[str, str] | None = None
+        """What `set_header` has set while nobody had looked at the headers, by names in lower case."""
 
     @property
     def headers(self) -> dict[str, str]:
         if callable(self._headers):
             self._headers = self._headers()
+            for name, value in (self.set_headers or {}).items():
+                _replace(self._headers, name, value)
+            self.set_headers = None
         return self._headers
+
+    def set_header(self, name: str, value: str) -> None:
+        """Set a header, whose name is in lower case. The same as through `headers`, at a tenth of its cost where nobody
+        else looks at them: nginx is told of this one alone."""
+        if callable(self._headers):
+            self.set_headers = {**(self.set_headers or {}), name: value}
+        else:
+            _replace(self._headers, name, value)
 
     @property
     def has_usual_headers(self) -> bool:
         """Whether nobody has looked at the headers, let alone changed them."""
         return callable(self._headers)
+
+
+def _replace(headers: dict[str, str], name: str, value: str) -> None:
+    """Set a header, in whatever case it stands there."""
+    headers[next((title for title in headers if title.lower() == name), name)] = value
 
 
 class Reply:

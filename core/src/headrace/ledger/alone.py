@@ -1,21 +1,21 @@
 """The counts of a gateway with one worker: nobody else writes them, so they are kept in memory, too.
 
-What a sum has reserved is in the file before a request goes on, so that a budget survives `kill -9`. All else is
-written a little later, many changes at once: what a crash then loses are the rates of the last moment.
+Sums are counted in a file of their own (`sums`), so that a budget survives `kill -9`. All is written to the database a
+little later, many changes at once: what a crash then loses are the rates of the last moment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import add, gt, itemgetter
 
 import lmdb
 
 from . import Limit, cells
 from .cells import HEAD, RING, SLOTS
+from .sums import Sums
 
 WRITE_SECONDS = 0.5
 """So long a change may wait to be written."""
@@ -29,12 +29,11 @@ class Plan:
     It is good from `since` until `until`: then the slot of a window is another.
     """
 
-    __slots__ = ("cells", "lasting", "limits", "mosts", "names", "places", "since", "slots", "until")
+    __slots__ = ("cells", "limits", "mosts", "names", "places", "since", "slots", "until")
 
     def __init__(self, limits: Sequence[Limit], found: Sequence[cells.Cell]) -> None:
         self.limits, self.cells = limits, found
         self.names = tuple(limit.name for limit in limits)
-        self.lasting = any(limit.kind == "sum" for limit in limits)
         self.mosts = tuple(limit.most for limit in limits)
         pairs = list(zip(limits, found, strict=True))
         self.places = tuple(cell[1] if limit.kind == "window" else 0 for limit, cell in pairs)
@@ -56,8 +55,8 @@ _first = itemgetter(0)
 class Alone:
     """Counts in memory, and in the environment that is given."""
 
-    def __init__(self, env: lmdb.Environment, on_error: Callable[[Exception], None]) -> None:
-        self._env, self._on_error = env, on_error
+    def __init__(self, env: lmdb.Environment, sums: Sums, on_error: Callable[[Exception], None]) -> None:
+        self._env, self._sums, self._on_error = env, sums, on_error
         self._cells: dict[bytes, cells.Cell] = {}
         self._before: dict[bytes, cells.Cell] = {}
         """Those that nobody has looked at since the last `forget`."""
@@ -72,16 +71,19 @@ class Alone:
         cell = self._cells.get(name)
         if cell is None:
             cell = self._before.pop(name, None)
-            cell = self._cells[name] = array("q", self._read(name) or b"") if cell is None else cell
+            cell = self._cells[name] = self._loaded(limit, now) if cell is None else cell
         fresh = cells.advance(limit, cell, now, 0)
         if fresh is not cell:
             cell[:] = fresh
         return cell
 
-    def _read(self, name: bytes) -> bytes | None:
+    def _loaded(self, limit: Limit, now: float) -> cells.Cell:
         with self._env.begin() as txn:
-            found: bytes | None = txn.get(name)
-            return found
+            cell = cells.load(limit, txn.get(limit.name), now, 0)
+        try:
+            return self._sums.cell(limit.name, cell) if limit.kind == "sum" else cell
+        except OSError as error:
+            raise lmdb.DiskError(str(error)) from error
 
     def _plan(self, limits: Sequence[Limit], now: float) -> Plan:
         plan = Plan(limits, [self.cell(limit, now) for limit in limits])
@@ -97,7 +99,7 @@ class Alone:
         Every line is paid for each limit of each request, so `cells.take` is written out here.
 
         Raises:
-            lmdb.Error: it cannot be written; nothing was taken.
+            lmdb.Error: what is counted cannot be read, or the disk is full; nothing was taken.
         """
         plan = self._plans.get(id(limits))
         if plan is None or not plan.since <= now < plan.until:
@@ -109,17 +111,7 @@ class Alone:
             cell[0] += amount
             if slot:
                 cell[slot] += amount
-        if not plan.lasting:
-            self._note(plan.names)
-        else:
-            try:
-                self._write(plan.names)
-            except lmdb.Error:
-                for cell, slot, amount in zip(plan.cells, plan.slots, amounts, strict=True):
-                    cell[0] -= amount
-                    if slot:
-                        cell[slot] -= amount
-                raise
+        self._note(plan.names)
         return plan.places, used
 
     def settle(
@@ -151,31 +143,30 @@ class Alone:
             except RuntimeError:  # no loop: a command, or a test
                 self.write()
 
-    def _write(self, names: Iterable[bytes]) -> None:
-        with self._env.begin(write=True) as txn:
-            for name in names:
-                txn.put(name, self._cells[name].tobytes())
-
     def write(self) -> None:
         """Write what has changed; what cannot be written now is tried again with the next change."""
-        self.close()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         if not self._changed:
             return
         try:
-            self._write(self._changed)
+            with self._env.begin(write=True) as txn:
+                for name in self._changed:
+                    txn.put(name, self._cells[name].tobytes())
             self._changed.clear()
         except lmdb.Error as error:
             self._on_error(error)
 
     def close(self) -> None:
-        """Write nothing any more by itself."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+        """What has changed is written first."""
+        self.write()
+        self._sums.close(done=not self._changed)
 
     def forget(self) -> None:
         """Let go of what nobody has looked at since the time before, if the file has it."""
         self.write()
         self._plans.clear()
         if not self._changed:
+            self._sums.let_go(self._before)
             self._before, self._cells = self._cells, {}

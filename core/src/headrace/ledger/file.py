@@ -19,6 +19,8 @@ import lmdb
 
 from headrace.errors import HeadraceError
 
+from .sums import records
+
 MAP_BYTES = 1 << 30
 """How large the file may become: two million keys. What is not used takes no room."""
 AHEAD_BYTES = 16 << 20
@@ -87,6 +89,32 @@ CAN_ALLOCATE = frozenset(("ext4", "xfs", "btrfs", "tmpfs", "f2fs", "overlay"))
 """File systems with a fallocate of their own."""
 
 
+def take_over(path: Path, environment: lmdb.Environment) -> int | None:
+    """Put the sums into the database that a worker left who died.
+
+    Returns:
+        The descriptor of their file, empty and locked; None if somebody counts there now.
+
+    Raises:
+        HeadraceError: it cannot be used; says what to do.
+    """
+    with _explained(path):
+        descriptor = os.open(_beside(path, ".sums"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with environment.begin(write=True) as txn:
+                for name, numbers in records(os.pread(descriptor, os.fstat(descriptor).st_size, 0)):
+                    txn.put(name, numbers)
+            os.ftruncate(descriptor, 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
 def save(environment: lmdb.Environment, path: Path) -> None:
     """Put a copy on the disk. Blocks on it. Raises lmdb.Error, OSError."""
     new = _beside(path, ".new")
@@ -107,6 +135,8 @@ def _restore(path: Path, boot: str) -> None:
         shutil.copyfile(saved, path)
         path.chmod(0o600)
         _beside(path, "-lock").unlink(missing_ok=True)
+    if before != boot:
+        _beside(path, ".sums").unlink(missing_ok=True)
     if before != boot or not seen.exists():
         seen.write_text(boot, "ascii")
 

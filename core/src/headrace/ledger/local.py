@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -20,11 +21,12 @@ from typing import Any
 
 import lmdb
 
-from headrace.errors import Unavailable
+from headrace.errors import HeadraceError, Unavailable
 
 from . import LARGEST, Kind, Level, Limit, Refusal, cells
 from .alone import Alone
-from .file import maintain, open_file, save
+from .file import maintain, open_file, save, take_over
+from .sums import Sums
 
 logger = logging.getLogger("headrace.ledger")
 
@@ -102,8 +104,14 @@ class LocalLedger:
     def open(self, *, alone: bool = False) -> None:
         """Open the file, make it if there is none. `alone`: no other process writes. Raises HeadraceError."""
         env = self._env = open_file(self._path)
-        if alone:
-            self._alone = Alone(env, self._note)
+        left = take_over(self._path, env)
+        if alone and left is not None:
+            self._alone = Alone(env, Sums(left), self._note)
+        elif left is not None:
+            os.close(left)
+        elif alone:
+            self.close()
+            raise HeadraceError(f"{self._path}: another gateway counts there: give each its own server.state_dir.")
 
     def close(self) -> None:
         """What is settled is written first."""
