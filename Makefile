@@ -1,5 +1,5 @@
 # make run     set up, and serve a small real model through nginx over TLS     (PORT=8443)
-# make test    set up, and run every test                                      (TESTS=core/tests picks some)
+# make test    set up, and run every test, in several PROCESSES                 (TESTS=core/tests picks some, in one)
 # make lint    formatting, style, types                                        make docs    write the generated pages anew
 # make test-sdks      install LangChain and other clients' packages into .headrace/sdks, and run the tests with them
 # make test-vllm      install vLLM for the CPU into .headrace/vllm (3.4 GB), and run the tests of its plugin
@@ -8,9 +8,11 @@
 
 PORT ?= 8443
 TESTS ?=
+PROCESSES ?= 3
 BENCH ?=
 PYTHON ?=
 PACKAGES := pyproject.toml uv.lock core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+WHOLE := --ignore=tests/engines --ignore=tests/sdks
 SYNC := .venv/bin/uv sync --frozen --inexact --quiet
 HEADRACE := .venv/bin/headrace --config conf/headrace.toml
 
@@ -31,7 +33,9 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	sh tests/setup.sh
 	$(HEADRACE) embedded fetch >&2
-	.venv/bin/pytest $(or $(TESTS),--ignore=tests/engines --ignore=tests/sdks)
+	test -z "$(TESTS)" || exec .venv/bin/pytest $(TESTS); \
+	test -n "$(TESTS)" || { .venv/bin/pytest -q -m alone $(WHOLE); alone=$$?; \
+	    .venv/bin/pytest -q -n $(PROCESSES) --dist loadfile -m "not alone" $(WHOLE) && exit $$alone; }
 
 test-engines: .venv/.installed-dev
 	sh tests/setup.sh

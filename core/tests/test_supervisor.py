@@ -274,6 +274,7 @@ async def test_a_process_that_dies_is_started_again(yard: Yard) -> None:
     assert yard.log()[-1] == "stopped engine"
 
 
+@pytest.mark.alone
 async def test_a_process_that_keeps_dying_is_started_ever_more_slowly(yard: Yard) -> None:
     code = TELL + "sys.exit(3) if len(open(here + '/log').readlines()) > 1 else time.sleep(60)\n"
     async with running(yard, yard.process("engine", code, ready=None)):

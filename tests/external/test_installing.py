@@ -45,6 +45,7 @@ def test_the_core_and_all_it_needs_are_small(bare_megabytes: float) -> None:
     assert bare_megabytes < LIMIT_MEGABYTES
 
 
+@pytest.mark.alone
 def test_help_is_quick(bare: Any, folder: Path) -> None:
     seconds = []
     for _ in range(5):

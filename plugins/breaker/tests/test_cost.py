@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.alone
+
 
 def least_seconds(call: Callable[[], object], times: int = 1000, rounds: int = 20) -> float:
     """CPU time of one call: the least of several rounds, for others use the machine too."""

@@ -242,6 +242,7 @@ def test_only_so_many_discovered_models_are_kept_apart() -> None:
     ]
 
 
+@pytest.mark.alone
 async def test_counting_a_request_costs_less_than_ten_microseconds(measured: Any) -> None:
     """Of CPU time, without what any hook costs. The best of several runs, for others work on this machine, too."""
     seen: list[Any] = []

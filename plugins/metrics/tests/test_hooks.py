@@ -115,6 +115,7 @@ def test_nothing_is_held_where_there_was_nothing_to_hold() -> None:
     assert times.calls[0] == 1
 
 
+@pytest.mark.alone
 async def test_measuring_a_call_costs_less_than_two_microseconds() -> None:
     """The best of several runs: some 0.5 on a machine that does nothing else."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 
 def cost(call: Callable[[], Any], times: int) -> float:
     """Seconds of CPU, in the best of some rounds."""

@@ -18,6 +18,8 @@ from headrace_queue.gate import Gate, Group, Waiter
 from headrace_queue.schedule import Request, Schedule
 from headrace_queue.slots import Backend, Lane
 
+pytestmark = pytest.mark.alone
+
 MANY = 10_000
 
 

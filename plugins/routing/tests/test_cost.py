@@ -13,6 +13,8 @@ from headrace.exchange import Principal
 from headrace.fleet import EngineLoad
 from headrace_routing.config import OPTIONS, RoutingConfig
 
+pytestmark = pytest.mark.alone
+
 ROOT = Principal(id="root", role="admin")
 ROUNDS, CALLS = 20, 200
 

@@ -23,6 +23,8 @@ import pytest
 from headrace.testing import FakeBackend
 from headrace_usage.place import postgres_place
 
+pytestmark = pytest.mark.alone
+
 CONFIG = """
 [server]
 listen = "127.0.0.1:{port}"
