@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 LIMIT_MEGABYTES = 40
 LIMIT_SECONDS = 0.3
 PLUGINS = (
