@@ -131,15 +131,16 @@ def module() -> Path | None:
 
 @contextlib.contextmanager
 def headrace_up(
-    site: Site, delivery: str, *, usage: bool = True, with_module: bool = True, connections: int = 4096
+    site: Site, delivery: str, *, usage: bool = True, with_module: bool = True, connections: int = 4096, more: str = ""
 ) -> Iterator[Endpoint]:
     """`headrace up`: supervisor, core and nginx, with keys and logs, over plain HTTP.
 
-    Without `usage` no plugin wants to know a reply's tokens. nginx gets so many `connections`.
+    Without `usage` no plugin wants to know a reply's tokens. nginx gets so many `connections`. `more` are tables of
+    other plugins.
     """
     port = free_port()
     front = f"[plugins.nginx]\nport = {port}\ntls = false\nworkers = 1\nrequired = true\n"
-    front += f"worker_connections = {connections}\n"
+    front += f"worker_connections = {connections}\n{more}"
     if with_module and (made := module()) is not None:
         (site.folder / "state" / "nginx-module").mkdir(parents=True)
         shutil.copy(made, site.folder / "state" / "nginx-module")
@@ -189,11 +190,39 @@ development_key = true
         yield child
 
 
+EVERYTHING = f"""
+[plugins.ratelimit]
+limits = [{{ requests_per_minute = 1000000000, tokens_per_minute = 1000000000000 }}]
+
+[plugins.budget]
+limits = [{{ cost_per_month = 1e6 }}]
+prices."{answers.MODEL}" = {{ input = 0.15, output = 0.60 }}
+
+[plugins.queue]
+
+[plugins.breaker]
+
+[plugins.cache]
+
+[plugins.metrics]
+
+[plugins.otel]
+endpoint = "http://127.0.0.1:UPSTREAM"
+
+[plugins.usage]
+prices."{answers.MODEL}" = {{ input = 0.15, output = 0.60 }}
+"""
+"""All that decides, remembers and watches. The upstream takes the spans, too."""
+
+
 OWN: Mapping[str, Start] = {
     "upstream": direct,
     "nginx": nginx,
     "headrace-offload": lambda site: headrace_up(site, "offload"),
     "headrace-offload-no-usage": lambda site: headrace_up(site, "offload", usage=False),
+    "headrace-all-plugins": lambda site: headrace_up(
+        site, "offload", more=EVERYTHING.replace("UPSTREAM", str(site.upstream))
+    ),
     "headrace-offload-script": lambda site: headrace_up(site, "offload", with_module=False),
     "headrace-inline": lambda site: headrace_up(site, "inline"),
     "headrace-serve": headrace_serve,

@@ -23,6 +23,8 @@ import uvloop
 
 from . import answers
 
+TELEMETRY = frozenset((b"/v1/traces", b"/v1/metrics"))
+"""What spans and metrics of OpenTelemetry are sent to: it takes them."""
 KEEP_ALIVE = (b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
 JSON = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 STREAM = b"Content-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -150,7 +152,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._counters.requests += 1
         self._head = KEEP_ALIVE[not self._parser.should_keep_alive()]
-        if self._parser.get_method() == b"POST":
+        if self._path in TELEMETRY:
+            self._whole(b"")
+        elif self._parser.get_method() == b"POST":
             self._complete(msgspec.json.decode(b"".join(self._body), type=Ask))
         elif self._path.endswith(b"/stats"):
             self._whole(self._counters.encode())
