@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beside Python: nginx with njs and its sources, a compiler, a browser, node, PostgreSQL, Prometheus,
-# curl and openssl. Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
+# Memcached, curl and openssl. Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
 set -eu
 
 missing=""
@@ -35,6 +35,7 @@ case ",${HEADRACE_TEST_SKIP:-}," in *,prometheus,*) ;; *)
     need promtool prometheus
     need prometheus prometheus ;;
 esac
+case ",${HEADRACE_TEST_SKIP:-}," in *,memcached,*) ;; *) need memcached memcached ;; esac
 need curl curl
 need openssl openssl
 
@@ -52,7 +53,7 @@ fi
 if command -v apt-get >/dev/null 2>&1; then
     how="sudo apt-get install$missing"
 else
-    how="brew install nginx node postgresql prometheus curl openssl && brew install --cask chromium chromedriver"
+    how="brew install nginx node postgresql prometheus memcached curl openssl && brew install --cask chromium chromedriver"
 fi
-echo "The tests need$missing: run \`$how\`, or leave those tests out with HEADRACE_TEST_SKIP=nginx,chromium,node,postgresql,prometheus" >&2
+echo "The tests need$missing: run \`$how\`, or leave those tests out with HEADRACE_TEST_SKIP=nginx,chromium,node,postgresql,prometheus,memcached" >&2
 exit 1

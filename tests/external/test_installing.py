@@ -12,6 +12,7 @@ LIMIT_MEGABYTES = 40
 LIMIT_SECONDS = 0.3
 PLUGINS = (
     "openai",
+    "cache",
     "textgen",
     "localai",
     "lmstudio",
