@@ -13,7 +13,7 @@ from headrace import hookimpl
 from headrace.edits import Edit, apply
 from headrace.exchange import Attempt, Exchange
 from headrace.front import lane_of
-from headrace.testing import FakeBackend
+from headrace.testing import FakeBackend, serve
 
 CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**CHAT, "stream": True}
@@ -234,6 +234,44 @@ async def test_changed_and_new_headers_are_said(fronted: Fronted, backend: FakeB
         "x-headrace-send-tracestate": "a=b",
         "x-headrace-send-x-tenant": "t",
     }
+
+
+async def test_headers_that_are_set_one_by_one_are_said_as_others_are(fronted: Fronted, backend: FakeBackend) -> None:
+    def change(attempt: Attempt) -> None:
+        assert attempt.request is not None
+        for name, value in (("tracestate", "a=b"), ("authorization", "Bearer other"), ("x-tenant", "t")):
+            attempt.request.set_header(name, value)
+
+    own = document(backend, api_key="sk-b", headers={"X-Tenant": "s"})
+    known = frozenset({"x-tenant"})
+    async with fronted(own, {"changing": preparing(change)}, request_headers=known) as nginx:
+        response = await nginx.ask(CHAT, headers={"tracestate": "mine=1"})
+    said = sorted(
+        pair for pair in response.headers.multi_items() if pair[0].startswith(("x-headrace-send-", "x-headrace-au"))
+    )
+    assert said == [
+        ("x-headrace-authorization", "Bearer other"),
+        ("x-headrace-send-tracestate", "a=b"),
+        ("x-headrace-send-x-tenant", "t"),
+    ]
+
+
+@pytest.mark.parametrize("looks", [False, True])
+async def test_a_header_that_is_set_by_itself_takes_the_place_of_another(backend: FakeBackend, looks: bool) -> None:
+    def change(attempt: Attempt) -> None:
+        assert attempt.request is not None
+        attempt.request.set_header("tracestate", "a=b")
+        if looks:
+            assert attempt.request.headers
+        attempt.request.set_header("user-agent", "theirs/2")
+
+    async with (
+        serve(backend.config(), {"changing": preparing(change)}) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, headers={"tracestate": "mine=1"}) as client,
+    ):
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    sent = backend.requests[0][1]
+    assert (sent["tracestate"], sent["user-agent"]) == ("a=b", "theirs/2")
 
 
 async def test_a_key_that_a_plugin_takes_away_is_not_said(fronted: Fronted, backend: FakeBackend) -> None:

@@ -153,7 +153,8 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
         more = _named(request.set_headers, front)
         if isinstance(more, str):
             return more
-        sent = [*sent, *more]
+        names = {name for name, _ in more}
+        sent = [*(pair for pair in sent if pair[0] not in names), *more]
     if request.edits and (len(exchange.body) > front.edit_bytes or exchange.header(wire.SPOOLED)):
         return f"nginx edits bodies up to {front.edit_bytes} bytes"
     for name, value in exchange.response_headers:
