@@ -266,6 +266,29 @@ async def test_an_endpoint_of_another_dialect_is_answered_by_the_core(
         assert await stage.decide(path="/other/chat") == ("inline", "the backend speaks another dialect")
 
 
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [({"other"}, ("offload", TAKEN)), ({"odd"}, ("inline", "nginx does not know how streams of this dialect end"))],
+)
+async def test_nginx_delivers_streams_of_the_dialects_that_it_knows(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, known: set[str], expected: tuple[str, str]
+) -> None:
+    class Dialect(type(OPENAI)):  # type: ignore[misc]
+        name = "other"
+        offloads = True
+
+    class Bringing:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        def register_dialects(self, register: Any) -> None:
+            register(Endpoint("chat", "/other/chat", ChatPeek, Dialect()))
+
+    async with deciding(fronted, recorder, backend, Bringing, dialects=frozenset(known)) as stage:
+        assert await stage.decide({**CHAT, "stream": True}, path="/other/chat") == expected
+        assert await stage.decide(path="/other/chat") == ("offload", TAKEN)
+
+
 async def test_nginx_is_asked_as_often_as_it_can_follow(fronted: Fronted, recorder: Any, backend: FakeBackend) -> None:
     targets = [{"provider": "openai", "base_url": backend.url}] * (HANDOVERS + 2)
     own = backend.config(models={"test": {"targets": [{**each, "model": f"m{n}"} for n, each in enumerate(targets)]}})

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from headrace import hookimpl
+from headrace.dialects import OPENAI, ChatPeek, Endpoint
 from headrace.edits import Edit, apply
 from headrace.exchange import Attempt, Exchange
 from headrace.front import lane_of
@@ -196,6 +197,25 @@ async def test_a_reply_is_watched_no_more_than_it_must_be(
     assert found.get("x-headrace-watch") == (watch and watch + patience)
     ending = "_edited" if edited else "_watched" if watch else ""
     assert found["x-accel-redirect"].partition("_")[2].partition("_")[::2][1] == ending.removeprefix("_")
+
+
+async def test_nginx_is_told_the_dialect_of_a_stream_that_is_not_openais(
+    fronted: Fronted, backend: FakeBackend
+) -> None:
+    class Dialect(type(OPENAI)):  # type: ignore[misc]
+        name = "other"
+        offloads = True
+
+    class Bringing:
+        def __init__(self, config: Any, gateway: Any) -> None: ...
+
+        @hookimpl
+        def register_dialects(self, register: Any) -> None:
+            register(Endpoint("chat", "/other/chat", ChatPeek, Dialect()))
+
+    async with fronted(document(backend), {"bringing": Bringing}, dialects=frozenset({"other"})) as nginx:
+        found = told(await nginx.ask(STREAM, path="/other/chat"))
+        assert found["x-headrace-watch"] == "end 1 120000 other"
 
 
 async def test_a_backend_that_may_not_be_asked_for_usage_is_not(fronted: Fronted, backend: FakeBackend) -> None:

@@ -24,9 +24,9 @@ WORDS = ["t0 ", "t1 ", "t2 ", "t3 ", "t4 ", "t5 "]
 class Backend(FakeBackend):
     """Says t0 to t5, with a role before and token counts after; goes on where it is told to, or is cut."""
 
-    def __init__(self, name: str, *, cut: int | None = None, other: bool = False) -> None:
+    def __init__(self, name: str, *, cut: int | None = None, aborts: bool = False, other: bool = False) -> None:
         super().__init__()
-        self.name, self.cut, self.other = name, cut, other
+        self.name, self.cut, self.aborts, self.other = name, cut, aborts, other
 
     async def _stream(self, writer: asyncio.StreamWriter, fields: Any) -> bool:
         last = fields["messages"][-1]
@@ -36,6 +36,8 @@ class Backend(FakeBackend):
         writer.write(self._event({"role": "assistant", "content": ""}))
         for number, word in enumerate(words):
             if number == self.cut:
+                if self.aborts:
+                    writer.write(self._event({"content": ""}, finish="abort") + b"data: [DONE]\n\n")
                 await writer.drain()
                 return False
             writer.write(self._event({"content": word}))
@@ -80,8 +82,9 @@ def text_of(events: list[Any]) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
-async def test_another_backend_goes_on_and_the_answer_is_one() -> None:
-    first, second = Backend("first", cut=3), Backend("second")
+@pytest.mark.parametrize("aborts", [False, True], ids=["breaks", "aborts"])
+async def test_another_backend_goes_on_and_the_answer_is_one(aborts: bool) -> None:
+    first, second = Backend("first", cut=3, aborts=aborts), Backend("second")
     async with gateway(first, second) as it:
         *events, done = await it.chat()
     assert (text_of(events), done) == ("".join(WORDS), b"[DONE]")
@@ -180,7 +183,15 @@ class TestJournal:
         with pytest.raises(Mismatch):
             list(journal.feed(b'data: {"choices":[{"delta":{"content":"one"},"finish_reason":"stop"}]}\n\n'))
 
-    @pytest.mark.parametrize("bad", [b"data: {\n\n", b'data: {"error":{"message":"x"}}\n\n', b"data: 7\n\n"])
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            b"data: {\n\n",
+            b'data: {"error":{"message":"x"}}\n\n',
+            b"data: 7\n\n",
+            b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"abort"}]}\n\n',
+        ],
+    )
     def test_what_is_no_part_of_an_answer_breaks_the_stream(self, bad: bytes) -> None:
         with pytest.raises(BadEvent):
             list(Journal().feed(bad))

@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[type[Any], ...]] = {
         providers.RoutingPolicy,
         dialects.Endpoint,
         dialects.Dialect,
+        dialects.Events,
         supervisor.Process,
     ),
     "The gateway": (gateway.Gateway, models.Model, exchange.Target, config.Secret, config.Strict),

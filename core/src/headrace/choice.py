@@ -126,8 +126,6 @@ def obstacle(attempt: Attempt, gateway: Gateway) -> str:
         or not (dialect is OPENAI or getattr(dialect, "offloads", False))
     ):
         return "the backend speaks another dialect"
-    if exchange.streaming and dialect is not OPENAI:
-        return "nginx does not know how streams of this dialect end"
     if (
         request.method != "POST"
         or request.body is not attempt.built
@@ -143,6 +141,9 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
     """What nginx is told, or why it cannot do it."""
     exchange, request = attempt.exchange, attempt.request
     assert request is not None
+    dialect = exchange.endpoint.dialect
+    if exchange.streaming and dialect is not OPENAI and dialect.name not in front.dialects:
+        return "nginx does not know how streams of this dialect end"
     way = _way(attempt.target, front, request.url)
     if isinstance(way, str):
         return way
@@ -174,10 +175,13 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
 
 
 def _patience(attempt: Attempt) -> bytes:
-    """How many answers a stream has, and for how many milliseconds it may be silent."""
-    if not attempt.exchange.streaming:
+    """How many answers a stream has, for how many milliseconds it may be silent, and how its end is known."""
+    exchange = attempt.exchange
+    if not exchange.streaming:
         return b""
-    return b" %d %d" % (choices(attempt.exchange), math.ceil(attempt.target.timeouts.idle * 1000))
+    told = b" %d %d" % (choices(exchange), math.ceil(attempt.target.timeouts.idle * 1000))
+    dialect = exchange.endpoint.dialect
+    return told if dialect is OPENAI else told + b" " + dialect.name.encode()
 
 
 class _Way(msgspec.Struct, frozen=True):

@@ -90,11 +90,26 @@ class EmbeddingPeek(Peek, kw_only=True):
     stream: Literal[False] | None = None
 
 
+class Events(msgspec.Struct, frozen=True):
+    """What nginx must know of a dialect's streams, whose events say what they are under the key `type`.
+
+    Attributes:
+        last: types after which nothing is missing.
+        fails: types that tell of an error.
+        counts: types that tell of tokens, two at most: `usage` is given the newest event of each, one after the
+            other. If there are none, it is given the last object under the key `usage`.
+    """
+
+    last: tuple[str, ...]
+    fails: tuple[str, ...]
+    counts: tuple[str, ...] = ()
+
+
 class Dialect(Protocol):
     """How one family of clients is answered.
 
     One whose whole answers tell their token counts in an object under the key `usage` may say `offloads = True`: then
-    nginx may deliver them. Its streams the core delivers.
+    nginx may deliver them. So may it streams, if `events` is an `Events` and nginx has Headrace's module.
     """
 
     name: str

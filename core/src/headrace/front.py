@@ -42,7 +42,7 @@ REPORT = b"x-headrace-report"
 """Asks for a report of an answer that nginx does not deliver, to see that its reports arrive."""
 WATCH = b"x-headrace-watch"
 """What the reply is watched for: `usage`, `hide` (usage the client did not ask for), or `end` alone. For a stream
-followed by how many answers it has, and for how many milliseconds it may be silent."""
+followed by how many answers it has, for how many milliseconds it may be silent, and its dialect if not OpenAI's."""
 MORE = b"x-headrace-more"
 """Says that headers of the next kind are given, or such as are added to the answer: else nginx looks for none."""
 REQUEST_HEADER = b"x-headrace-send-"
@@ -138,6 +138,8 @@ class Front(msgspec.Struct, frozen=True):
     """More headers that it can send to a backend, besides the client's own and the key."""
     response_headers: frozenset[str] = frozenset(CARRIED)
     """Headers that it can add to a backend's answer."""
+    dialects: frozenset[str] = frozenset()
+    """Names of those, besides OpenAI's, whose streams it can look after."""
 
 
 def write(path: Path, front: Front) -> None:

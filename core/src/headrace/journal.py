@@ -14,7 +14,7 @@ import msgspec
 
 from .errors import UpstreamError
 from .streaming import EventSplitter
-from .vetting import FAILED, BadEvent, read_json
+from .vetting import ABORTED, FAILED, BadEvent, read_json
 
 DONE = b"data: [DONE]\n\n"
 
@@ -81,7 +81,7 @@ class Journal:
                 yield DONE
                 continue
             said = read_json(event.data)
-            if not isinstance(said, dict) or said.get("error"):
+            if not isinstance(said, dict) or said.get("error") or _is_aborted(said):
                 raise BadEvent(FAILED, detail="an error event in the stream", evidence=repr(said)[:500])
             if self._note(said):
                 yield (
@@ -145,6 +145,13 @@ class Journal:
         if text:
             self._texts.append(text)
         return bool(text)
+
+
+def _is_aborted(said: dict[str, Any]) -> bool:
+    """Whether the backend says that it has cut the answer off: what it says beside that is not delivered."""
+    choices = said.get("choices")
+    each = choices if isinstance(choices, list) else ()
+    return any(isinstance(choice, dict) and choice.get("finish_reason") == ABORTED for choice in each)
 
 
 def _is_more_than_text(delta: dict[str, Any]) -> bool:

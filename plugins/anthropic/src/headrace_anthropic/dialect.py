@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from headrace.dialects import Message, Peek, Tokens
+from headrace.dialects import Events, Message, Peek, Tokens
 from headrace.errors import GatewayError
 from headrace.exchange import Usage
 from headrace.vetting import Vetting
@@ -55,6 +55,7 @@ class AnthropicDialect:
 
     name = "anthropic"
     offloads = True
+    events = Events(tuple(LAST), tuple(FAILS), ("message_start", "message_delta"))
 
     def error_body(self, error: GatewayError) -> bytes:
         return msgspec.json.encode(_told(error))

@@ -19,6 +19,7 @@ from headrace.front import Front, Lane
 from .binary import Platform
 from .config import is_header_name
 from .layout import Layout
+from .speaking import Spoken
 
 if TYPE_CHECKING:
     from headrace.gateway import Gateway
@@ -49,6 +50,8 @@ class Handover(msgspec.Struct, frozen=True):
     request_headers: tuple[str, ...]
     """Names in lower case, besides those that are always sent."""
     response_headers: tuple[str, ...]
+    spoken: tuple[Spoken, ...] = ()
+    """Dialects besides OpenAI's whose streams it looks after."""
 
     @property
     def digest(self) -> str:
@@ -64,6 +67,7 @@ class Handover(msgspec.Struct, frozen=True):
             reports=self.reports,
             request_headers=frozenset(self.request_headers),
             response_headers=frozenset(self.response_headers),
+            dialects=frozenset(each.name for each in self.spoken),
         )
 
 
@@ -82,7 +86,11 @@ def wanted(gateway: Gateway) -> bool:
 
 
 def plan(
-    gateway: Gateway, reports: Sequence[str], lanes: Iterable[Lane], more: tuple[Sequence[str], Sequence[str]]
+    gateway: Gateway,
+    reports: Sequence[str],
+    lanes: Iterable[Lane],
+    more: tuple[Sequence[str], Sequence[str]],
+    spoken: Iterable[Spoken] = (),
 ) -> Handover:
     """What to render. `more` are the names of request and response headers of the configuration."""
     targets = [target for model in gateway.models for target in model.targets]
@@ -93,6 +101,7 @@ def plan(
         reports=tuple(reports),
         request_headers=tuple(sorted(own - {*front.FORWARDED, *NEVER_SENT})),
         response_headers=tuple(sorted({*front.CARRIED, *(name.lower() for name in more[1])})),
+        spoken=tuple(spoken),
     )
 
 

@@ -66,7 +66,7 @@ def in_http(handover: Handover, layout: Layout, platform: Platform) -> list[str]
         "map $headrace_tries $headrace_body { volatile; "
         + " ".join(f"{'1' * number} $headrace_body_{number};" for number in range(1, HANDOVERS + 1))
         + " }",
-        *_watcher(platform),
+        *_watcher(handover, platform),
         *_maps(),
         *_reports(handover),
         "",
@@ -74,10 +74,13 @@ def in_http(handover: Handover, layout: Layout, platform: Platform) -> list[str]
     ]
 
 
-def _watcher(platform: Platform) -> list[str]:
+def _watcher(handover: Handover, platform: Platform) -> list[str]:
     """Who looks at replies: our own module, or the script."""
     if platform.watcher is not None:
-        return [f"headrace_events {' '.join(map(quoted_event, ending_events()))};"]
+        return [
+            f"headrace_events {' '.join(map(quoted_event, ending_events()))};",
+            *(line for each in handover.spoken for line in each.lines()),
+        ]
     return [
         "js_set $headrace_watched headrace_replies.watched;",
         "js_var $headrace_whole;",

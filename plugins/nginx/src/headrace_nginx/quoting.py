@@ -50,8 +50,8 @@ def quoted_json(body: bytes) -> str:
 
 def quoted_event(event: str) -> str:
     """A server-sent event in single quotes, its blank line included. Raises ValueError as `quoted_json` does."""
-    text = event.rstrip("\n")
-    return quoted_json(text.encode()).removesuffix("'") + "\\n" * (len(event) - len(text)) + "'"
+    lines = event.split("\n")
+    return "'" + "\\n".join(quoted_json(line.encode())[1:-1] for line in lines) + "'"
 
 
 def duration(seconds: float) -> str:

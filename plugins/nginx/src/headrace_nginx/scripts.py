@@ -7,18 +7,20 @@ from importlib import resources
 import msgspec
 
 from headrace.delivery import BROKEN, UNFINISHED, Cut
-from headrace.dialects import OPENAI
+from headrace.dialects import OPENAI, Dialect
 from headrace.vetting import FAILED, malformed
 
 
-def ending_events() -> tuple[str, str, str, str]:
+def ending_events(dialect: Dialect = OPENAI, request_id: str | None = None) -> tuple[str, str, str, str]:
     """The events that end a stream: one that the backend broke off, one that it did not finish, one in which it told
     of an error, and one in which it said what is no JSON."""
-    broken, unfinished, failed, unreadable = (
-        OPENAI.error_event(Cut(f"The answer is incomplete. {why}")).decode()
-        for why in (BROKEN, UNFINISHED, FAILED, malformed(b"").message)
-    )
-    return broken, unfinished, failed, unreadable
+
+    def event(why: str) -> str:
+        cut = Cut(f"The answer is incomplete. {why}")
+        cut.request_id = request_id
+        return dialect.error_event(cut).decode()
+
+    return event(BROKEN), event(UNFINISHED), event(FAILED), event(malformed(b"").message)
 
 
 def replies_script() -> str:

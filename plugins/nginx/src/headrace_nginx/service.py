@@ -29,6 +29,7 @@ from .layout import Layout
 from .probing import any_certificate, certificates_changed, check_port, is_alive, listens, status
 from .rendering import render
 from .scripts import keys_script, replies_script
+from .speaking import spoken
 
 if TYPE_CHECKING:
     from headrace.gateway import Gateway
@@ -175,7 +176,9 @@ class Service:
             return None
         workers, before = self.gateway.config.server.workers, front.read(self._front_file)
         reports = handover.report_addresses(self.layout, workers, None if self._starts else before)
-        return handover.plan(self.gateway, reports, found, (self.config.request_headers, self.config.response_headers))
+        more = (self.config.request_headers, self.config.response_headers)
+        known = spoken(self.gateway) if self.nginx().platform.watcher is not None else []
+        return handover.plan(self.gateway, reports, found, more, known)
 
     def _mark(self, found: Handover) -> str:
         """A secret of this gateway that changes with what nginx can do: an old worker is not taken for a new one."""

@@ -377,7 +377,7 @@ def staged(free_port: Callable[[], int], tools: Any) -> Callable[..., Any]:
             "server": {"state_dir": str(folder / "state")},
             "backends": backends,
             "models": {name: {"targets": [name]} for name in backends},
-            "plugins": {"openai": {}, "near": {}, "nginx": options},
+            "plugins": {"openai": {}, "near": {}, "anthropic": {}, "responses": {}, "nginx": options},
         }
         gateway = Gateway(parse(document), "test", {"near": Near}).assemble()
         service = gateway.plugins["nginx"].service

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from headrace.dialects import USAGE_BYTES, USAGE_TRIES, Endpoint, Peek, Tokens
+from headrace.dialects import USAGE_BYTES, USAGE_TRIES, Endpoint, Events, Peek, Tokens
 from headrace.errors import GatewayError, envelope, error_object
 from headrace.exchange import Usage
 from headrace.vetting import Vetting
@@ -68,7 +68,8 @@ class ResponsesDialect:
 
     name = "responses"
     offloads = True
-    """Whole answers say `"usage": {…}`."""
+    """Whole answers say `"usage": {…}`, and so do the last events of streams."""
+    events = Events(tuple(sorted(LAST)), tuple(sorted(FAILS)))
 
     def error_body(self, error: GatewayError) -> bytes:
         return envelope(error)

@@ -8,6 +8,8 @@
 #define DEEPEST 64      /* brackets that are kept in mind: what is deeper is not looked into */
 #define OTHERS "[\"-0123456789tfn"     /* with which JSON that is no object begins */
 #define ABORT "\"abort\""
+#define LONGEST_TYPE 64
+#define KEYS (1 << 4 | 1 << 5 | 1 << 7 | 1 << 13)       /* lengths of those that matter */
 #define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
 #define LESS(eight, byte) (((eight) - EACH(byte)) & ~(eight) & EACH(0x80))      /* not 0: one of them is less */
 
@@ -81,6 +83,16 @@ note_index(headrace_event_t *event, u_char *at, u_char *end)
 }
 
 
+static void
+note_type(headrace_event_t *event, u_char *at, u_char *end)
+{
+    u_char  *quote = memchr(at, '"', ngx_min(end - at, LONGEST_TYPE));
+
+    event->type.data = at;
+    event->type.len = quote != NULL ? quote - at : 0;
+}
+
+
 /* A string is over, between `start` and `at`: it may be a key that matters. An answer is an object in a list. */
 static void
 note_key(headrace_event_t *event, u_char *start, u_char *at, u_char *end)
@@ -88,7 +100,7 @@ note_key(headrace_event_t *event, u_char *start, u_char *at, u_char *end)
     size_t   length = at - start;
     u_char  *value;
 
-    if (length != 5 && length != 7 && length != 13) {
+    if (length > 13 || !(KEYS & 1 << length)) {
         return;
     }
     value = skip_space(at + 1, end);
@@ -114,6 +126,8 @@ note_key(headrace_event_t *event, u_char *start, u_char *at, u_char *end)
     } else if (length == 7 && ngx_memcmp(start, "choices", 7) == 0 && *value == '[') {
         value = skip_space(value + 1, end);
         event->no_choices = value < end && *value == ']';
+    } else if (length == 4 && ngx_memcmp(start, "type", 4) == 0 && *value == '"') {
+        note_type(event, value + 1, end);
     }
 }
 

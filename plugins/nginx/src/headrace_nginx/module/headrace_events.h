@@ -15,6 +15,7 @@ typedef enum {
 
 typedef struct {
     uint64_t   finished;        /* a bit for each answer that gives its finish reason */
+    ngx_str_t  type;            /* what it says under this key, as it stands there */
     unsigned   error:1;         /* it tells of an error */
     unsigned   aborted:1;       /* the backend did not finish an answer: vLLM's finish reason when it is stopped */
     unsigned   malformed:1;     /* it is no JSON */

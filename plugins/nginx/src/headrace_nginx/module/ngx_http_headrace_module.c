@@ -3,11 +3,16 @@
  * piece.
  *
  *   headrace_watch VALUE;       what is wanted of a location's replies: usage, hide or end; empty: nothing. For a stream
- *                               also: how many answers it has, for how many milliseconds it may be silent
+ *                               also: how many answers it has, for how many milliseconds it may be silent, and in
+ *                               which dialect, if its events have types
  *   headrace_failed VALUE;      not empty: a backend failed before, and no copy of its challenge is answered
  *   headrace_events BROKEN UNFINISHED FAILED MALFORMED;
  *                               the events that end a stream that the backend broke off, or did not finish, in which it
  *                               told of an error, or said what is no JSON
+ *   headrace_dialect NAME LAST FAILS COUNTS BROKEN UNFINISHED FAILED MALFORMED;
+ *                               the same for streams whose events have types, with variables, and which types, with
+ *                               commas between, come last, tell of an error, and tell of tokens; with no such, those
+ *                               are told as `usage`
  *   $headrace_seen              for the report: what was seen, as JSON
  *
  * A piece that is passed on as it is, as almost all are, is read once, and its last bytes are copied. Memory per reply
@@ -27,7 +32,9 @@
 #define FAREWELL 2000       /* milliseconds for which a stream that has said all is waited for */
 #define USAGE_BYTES 1024    /* reported of a usage object */
 #define USAGE_TRIES 64
-#define REPORT_BYTES (256 + (USAGE_BYTES + 2) / 3 * 4)
+#define NOTES 2             /* types of events that tell of tokens */
+#define NOTE_BYTES 2048     /* of such an event: a longer one is not kept */
+#define REPORT_BYTES 256    /* but for what is told of tokens */
 
 typedef enum {
     mode_none = 0,
@@ -50,7 +57,16 @@ typedef enum {
 } end_e;
 
 typedef struct {
-    ngx_str_t  events[4];       /* for the others */
+    ngx_str_t                 name;
+    ngx_str_t                 last;
+    ngx_str_t                 fails;
+    ngx_str_t                 counts;
+    ngx_http_complex_value_t  events[4];
+} dialect_t;
+
+typedef struct {
+    ngx_str_t    events[4];     /* for the others */
+    ngx_array_t  dialects;      /* dialect_t; without elements: not set up */
 } main_conf_t;
 
 typedef struct {
@@ -64,10 +80,14 @@ typedef struct {
     unsigned      finished:1;   /* cut, and yet all was said */
     unsigned      ended:1;
     unsigned      loose:1;      /* in an event that is too long to be kept back */
+    unsigned      loose_last:1; /* it is the last one, once it has come */
+    unsigned      said_last:1;  /* that one of its dialect has come */
     unsigned      keepalive:1;  /* whether the client's connection was to be kept */
     end_e         end;          /* how the stream ends, or has to */
     ngx_uint_t    answers;      /* that the stream has; 0: unknown */
     uint64_t      reasons;      /* a bit for each that has given its finish reason */
+    dialect_t    *dialect;      /* NULL: the events have no types */
+    ngx_str_t     notes[NOTES]; /* the newest event of each type that tells of tokens */
     ngx_msec_t    idle;         /* 0: unknown */
     ngx_http_upstream_conf_t  *limits;
     u_char       *tail;         /* of 2 * KEPT bytes */
@@ -87,6 +107,7 @@ static void      *create_main_conf(ngx_conf_t *cf);
 static void      *create_loc_conf(ngx_conf_t *cf);
 static char      *merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
 static char      *set_events(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+static char      *add_dialect(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 static ngx_http_output_header_filter_pt  next_header_filter;
 static ngx_http_output_body_filter_pt    next_body_filter;
@@ -97,6 +118,8 @@ static ngx_command_t  commands[] = {
     { ngx_string("headrace_failed"), NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1, ngx_http_set_complex_value_slot,
       NGX_HTTP_LOC_CONF_OFFSET, offsetof(loc_conf_t, failed), NULL },
     { ngx_string("headrace_events"), NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE4, set_events,
+      NGX_HTTP_MAIN_CONF_OFFSET, 0, NULL },
+    { ngx_string("headrace_dialect"), NGX_HTTP_MAIN_CONF|NGX_CONF_1MORE, add_dialect,
       NGX_HTTP_MAIN_CONF_OFFSET, 0, NULL },
     ngx_null_command
 };
@@ -238,20 +261,62 @@ last_usage(u_char *start, u_char *end)
 }
 
 
+/* Which of `words`, with commas between, this one is, from 1 on; 0: none of them. */
+static ngx_uint_t
+place_of(ngx_str_t *word, ngx_str_t *words)
+{
+    u_char      *at = words->data, *end = words->data + words->len, *comma;
+    ngx_uint_t   place;
+
+    for (place = 1; word->len && at < end; place++, at = comma + 1) {
+        comma = ngx_strlchr(at, end, ',');
+        if (comma == NULL) {
+            comma = end;
+        }
+        if ((size_t) (comma - at) == word->len && ngx_memcmp(at, word->data, word->len) == 0) {
+            return place;
+        }
+    }
+    return 0;
+}
+
+
 /* --- one reply ------------------------------------------------------------------------------------------------ */
 
-/* A number after a space; 0 if there is none. */
+/* A number after a space, of which nine digits count at least; 0 if there is none. */
 static ngx_uint_t
 number(u_char **at, u_char *end)
 {
     ngx_uint_t  found = 0;
 
     if (*at < end && **at == ' ') {
-        for ((*at)++; *at < end && **at >= '0' && **at <= '9' && found < NGX_MAX_INT32_VALUE / 10; (*at)++) {
-            found = 10 * found + (**at - '0');
+        for ((*at)++; *at < end && **at >= '0' && **at <= '9'; (*at)++) {
+            if (found < NGX_MAX_INT32_VALUE / 10) {
+                found = 10 * found + (**at - '0');
+            }
         }
     }
     return found;
+}
+
+
+/* The dialect that follows a space; NULL if we do not know it. */
+static dialect_t *
+dialect_named(ngx_http_request_t *r, u_char *at, u_char *end)
+{
+    size_t        length = end - at - 1;
+    ngx_uint_t    i;
+    dialect_t    *found;
+    main_conf_t  *conf = ngx_http_get_module_main_conf(r, ngx_http_headrace_module);
+
+    found = conf->dialects.elts;
+    for (i = 0; i < conf->dialects.nelts; i++) {
+        if (found[i].name.len == length && ngx_memcmp(found[i].name.data, at + 1, length) == 0) {
+            return &found[i];
+        }
+    }
+    ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "headrace: the dialect is not known");
+    return NULL;
 }
 
 
@@ -265,6 +330,12 @@ be_told(ngx_str_t *wanted, ngx_http_request_t *r, watch_t *watch)
         length = at - wanted->data;
         watch->answers = number(&at, end);
         watch->idle = number(&at, end);
+        if (watch->stream && at < end) {
+            watch->dialect = dialect_named(r, at, end);
+            if (watch->dialect == NULL) {
+                return;
+            }
+        }
     }
     if (length == 5 && ngx_memcmp(wanted->data, "usage", 5) == 0) {
         watch->mode = mode_usage;
@@ -442,17 +513,70 @@ limit_silence(ngx_http_request_t *r, watch_t *watch, ngx_msec_t idle)
 static ngx_flag_t
 all_said(watch_t *watch)
 {
+    if (watch->dialect != NULL) {
+        return watch->said_last;
+    }
     return watch->answers && (ngx_uint_t) __builtin_popcountll(watch->reasons) >= watch->answers;
 }
 
 
-/* Whether an event goes on. If it ends the stream, `watch->end` says how. */
+static void
+say_last(ngx_http_request_t *r, watch_t *watch)
+{
+    watch->said_last = 1;
+    if (watch->idle) {
+        limit_silence(r, watch, ngx_min(watch->idle, FAREWELL));
+    }
+}
+
+
+/* Keeps an event, from `at` to `end`, that tells of tokens. */
+static void
+note(ngx_http_request_t *r, ngx_str_t *place, u_char *at, u_char *end)
+{
+    if (end - at > NOTE_BYTES) {
+        return;
+    }
+    if (place->data == NULL && (place->data = ngx_pnalloc(r->pool, NOTE_BYTES)) == NULL) {
+        return;
+    }
+    ngx_memcpy(place->data, at, end - at);
+    place->len = end - at;
+}
+
+
+/* What an event tells by its type. Whether it goes on. */
 static ngx_flag_t
-is_shown(ngx_http_request_t *r, watch_t *watch, headrace_event_t *event)
+look_at_type(ngx_http_request_t *r, watch_t *watch, ngx_str_t *type, u_char *at, u_char *end)
+{
+    ngx_uint_t   place;
+    dialect_t   *dialect = watch->dialect;
+
+    if (place_of(type, &dialect->fails)) {
+        watch->end = end_failed;
+        return 0;
+    }
+    if (place_of(type, &dialect->last)) {
+        say_last(r, watch);
+    }
+    place = place_of(type, &dialect->counts);
+    if (place && place <= NOTES) {
+        note(r, &watch->notes[place - 1], at, end);
+    }
+    return 1;
+}
+
+
+/* Whether an event, from `at` to `end`, goes on. If it ends the stream, `watch->end` says how. */
+static ngx_flag_t
+is_shown(ngx_http_request_t *r, watch_t *watch, headrace_event_t *event, u_char *at, u_char *end)
 {
     if (event->malformed || event->error || event->aborted) {
         watch->end = event->malformed ? end_malformed : end_failed;
         return 0;
+    }
+    if (watch->dialect != NULL) {
+        return look_at_type(r, watch, &event->type, at, end);
     }
     if (event->finished & ~watch->reasons) {
         watch->reasons |= event->finished;
@@ -478,6 +602,9 @@ plain_end(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t *
             return buffer->last;
         }
         watch->loose = 0;
+        if (watch->loose_last) {
+            say_last(r, watch);
+        }
     }
     for (; at != buffer->last; at = next) {
         next = headrace_read_event(at, buffer->last, &event);
@@ -485,7 +612,7 @@ plain_end(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t *
             *half = 1;
             return at;
         }
-        if (!is_shown(r, watch, &event)) {
+        if (!is_shown(r, watch, &event, at, next)) {
             return at;
         }
     }
@@ -521,6 +648,40 @@ hold(ngx_http_request_t *r, watch_t *watch, u_char *data, size_t size)
 }
 
 
+/* What an event is called in its first line: some tell their type after all else. */
+static ngx_str_t
+name_of(u_char *at, u_char *end)
+{
+    ngx_str_t  name = ngx_null_string;
+
+    if (end - at > 6 && ngx_memcmp(at, "event:", 6) == 0) {
+        at = skip_space(at + 6, end);
+        name.data = at;
+        while (at < end && *at > ' ') {
+            at++;
+        }
+        name.len = at - name.data;
+    }
+    return name;
+}
+
+
+/* An event is too long to be kept back; `at` to `end` is what has come of it. */
+static void
+let_go(watch_t *watch, u_char *at, u_char *end)
+{
+    ngx_str_t         type;
+    headrace_event_t  event;
+
+    watch->loose = 1;
+    if (watch->dialect != NULL) {
+        (void) headrace_read_event(at, end, &event);
+        type = event.type.len ? event.type : name_of(at, end);
+        watch->loose_last = place_of(&type, &watch->dialect->last) != 0;
+    }
+}
+
+
 /* Keeps the beginning of an event back, unless it is too long: then it goes on. Returns the end of what goes on. */
 static u_char *
 hold_half(ngx_http_request_t *r, watch_t *watch, u_char *at, u_char *end)
@@ -531,7 +692,7 @@ hold_half(ngx_http_request_t *r, watch_t *watch, u_char *at, u_char *end)
     watch->line = line_ended;
     (void) headrace_event_end(&watch->line, at, end);
     if (end - at > HELD) {
-        watch->loose = 1;
+        let_go(watch, at, end);
         return end;
     }
     return hold(r, watch, at, end - at) == NGX_OK ? at : NULL;
@@ -546,7 +707,7 @@ select_events(ngx_http_request_t *r, watch_t *watch, u_char *at, u_char *end)
     headrace_event_t   event;
 
     for (; (next = headrace_read_event(at, end, &event)) != NULL; at = next) {
-        if (is_shown(r, watch, &event)) {
+        if (is_shown(r, watch, &event, at, next)) {
             ngx_memmove(out, at, next - at);
             out += next - at;
         } else if (watch->end) {
@@ -591,7 +752,6 @@ choose(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t **l
             return hold(r, watch, at, size) == NGX_OK ? NGX_DECLINED : NGX_ERROR;
         }
         complete = 0;
-        watch->loose = 1;
     }
     *link = own_link(r, watch, held + size);
     if (*link == NULL) {
@@ -606,6 +766,8 @@ choose(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t **l
         if (end == NULL) {
             return NGX_ERROR;
         }
+    } else {
+        let_go(watch, start, end);
     }
     (*link)->buf->last = end;
     return NGX_OK;
@@ -682,10 +844,26 @@ look_at_rest(ngx_http_request_t *r, watch_t *watch, size_t *dropped)
     (void) headrace_read_event(watch->held, watch->held + size + 2, &event);
     if (event.malformed) {
         *dropped = size;
-    } else if (is_shown(r, watch, &event)) {
+    } else if (is_shown(r, watch, &event, watch->held, watch->held + size + 2)) {
         watch->held_size = size;
     }
     return NGX_OK;
+}
+
+
+/* Whether a stream that ends with these bytes has said all it had to say. */
+static ngx_flag_t
+is_complete(watch_t *watch, u_char *start, u_char *end)
+{
+    u_char  *last = without_space(start, end);
+
+    if (watch->dialect != NULL) {
+        return watch->said_last || (watch->loose && watch->loose_last && ends_with(start, last, "}"));
+    }
+    if (has_error(start, end) || has_finish_reason(start, end, "\"abort\"")) {
+        return 0;
+    }
+    return ends_with(start, last, "[DONE]") || has_finish_reason(start, end, "\"");
 }
 
 
@@ -707,10 +885,7 @@ judge(ngx_http_request_t *r, watch_t *watch)
     }
     tail_of(watch, &start, &end);
     end -= ngx_min(dropped, (size_t) (end - start));
-    if (!watch->end
-        && (has_error(start, end) || has_finish_reason(start, end, "\"abort\"")
-            || !(ends_with(start, without_space(start, end), "[DONE]") || has_finish_reason(start, end, "\""))))
-    {
+    if (!watch->end && !is_complete(watch, start, end)) {
         watch->end = end_unfinished;
     }
     return NGX_OK;
@@ -722,16 +897,22 @@ static ngx_chain_t *
 ending(ngx_http_request_t *r, watch_t *watch)
 {
     main_conf_t  *conf = ngx_http_get_module_main_conf(r, ngx_http_headrace_module);
-    ngx_str_t    *event = &conf->events[watch->end - 1];
-    ngx_chain_t  *link = own_link(r, watch, event->len + 2);
+    ngx_str_t     event = conf->events[watch->end - 1];
+    ngx_chain_t  *link;
 
+    if (watch->dialect != NULL
+        && ngx_http_complex_value(r, &watch->dialect->events[watch->end - 1], &event) != NGX_OK)
+    {
+        return NULL;
+    }
+    link = own_link(r, watch, event.len + 2);
     if (link == NULL) {
         return NULL;
     }
     if (watch->loose) {
         link->buf->last = ngx_cpymem(link->buf->last, "\n\n", 2);     /* half an event must not swallow ours */
     }
-    link->buf->last = ngx_cpymem(link->buf->last, event->data, event->len);
+    link->buf->last = ngx_cpymem(link->buf->last, event.data, event.len);
     link->buf->flush = link->buf->last_buf = link->buf->last_in_chain = 1;
     watch->unfinished = 1;
     return link;
@@ -931,12 +1112,38 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
 
 /* --- what is said of it --------------------------------------------------------------------------------------- */
 
+/* What was said of the tokens: in room for `NOTES * NOTE_BYTES`, if it must be put together. */
+static ngx_str_t
+told_usage(watch_t *watch, u_char *room)
+{
+    u_char      *start, *end, *last = room;
+    ngx_uint_t   i;
+    ngx_str_t    usage = ngx_null_string;
+
+    if (watch->dialect != NULL && watch->dialect->counts.len) {
+        for (i = 0; i < NOTES; i++) {
+            if (watch->notes[i].len) {
+                last = ngx_cpymem(last, watch->notes[i].data, watch->notes[i].len);
+            }
+        }
+        usage.data = room;
+        usage.len = last - room;
+        return usage;
+    }
+    if (watch->tail != NULL) {
+        tail_of(watch, &start, &end);
+        usage = last_usage(start, end);
+    }
+    return usage.len ? usage : watch->early;
+}
+
+
 static ngx_int_t
 seen(ngx_http_request_t *r, ngx_http_variable_value_t *value, uintptr_t data)
 {
-    u_char     *start = NULL, *end = NULL, *last;
+    u_char     *last, room[NOTES * NOTE_BYTES];
     watch_t    *watch = ngx_http_get_module_ctx(r, ngx_http_headrace_module);
-    ngx_str_t   usage = ngx_null_string, encoded;
+    ngx_str_t   usage, encoded;
 
     value->valid = 1;
     value->no_cacheable = 1;
@@ -946,16 +1153,10 @@ seen(ngx_http_request_t *r, ngx_http_variable_value_t *value, uintptr_t data)
     if (watch == NULL || watch->mode == mode_none) {
         return NGX_OK;
     }
-    value->data = ngx_pnalloc(r->pool, REPORT_BYTES);
+    usage = told_usage(watch, room);
+    value->data = ngx_pnalloc(r->pool, REPORT_BYTES + ngx_base64_encoded_length(usage.len));
     if (value->data == NULL) {
         return NGX_ERROR;
-    }
-    if (watch->tail != NULL) {
-        tail_of(watch, &start, &end);
-        usage = last_usage(start, end);
-    }
-    if (usage.len == 0) {
-        usage = watch->early;
     }
     last = ngx_sprintf(value->data,
                        "{\"events\":%ui,\"size\":%O,\"cut\":%s,\"unfinished\":%s,\"finished\":%s,\"why\":\"%s\","
@@ -1038,5 +1239,43 @@ set_events(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "is duplicate";
     }
     ngx_memcpy(events->events, value + 1, sizeof(events->events));
+    return NGX_CONF_OK;
+}
+
+
+/* NAME LAST FAILS COUNTS and the events */
+static char *
+add_dialect(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    main_conf_t                       *main = conf;
+    dialect_t                         *dialect;
+    ngx_str_t                         *value = cf->args->elts;
+    ngx_uint_t                         i;
+    ngx_http_compile_complex_value_t   compile;
+
+    if (cf->args->nelts != 9) {
+        return "has not eight values";
+    }
+    if (main->dialects.elts == NULL && ngx_array_init(&main->dialects, cf->pool, 4, sizeof(dialect_t)) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
+    dialect = ngx_array_push(&main->dialects);
+    if (dialect == NULL) {
+        return NGX_CONF_ERROR;
+    }
+    ngx_memzero(dialect, sizeof(dialect_t));
+    dialect->name = value[1];
+    dialect->last = value[2];
+    dialect->fails = value[3];
+    dialect->counts = value[4];
+    for (i = 0; i < 4; i++) {
+        ngx_memzero(&compile, sizeof(ngx_http_compile_complex_value_t));
+        compile.cf = cf;
+        compile.value = &value[5 + i];
+        compile.complex_value = &dialect->events[i];
+        if (ngx_http_compile_complex_value(&compile) != NGX_OK) {
+            return NGX_CONF_ERROR;
+        }
+    }
     return NGX_CONF_OK;
 }
