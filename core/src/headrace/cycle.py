@@ -24,9 +24,9 @@ logger = logging.getLogger("headrace.protocol")
 
 HIGH_WATER = 65_536
 """Bytes of a body that may wait for whoever reads it, before the client has to."""
-HEADS_KEPT = 1024
+HEADS_KEPT, FIELDS_KEPT = 1024, 2048
 WITHOUT_BODY = frozenset((204, 304))
-_FIELDS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n")
 _DISCONNECT = {"type": "http.disconnect"}
 
 
@@ -209,7 +209,7 @@ class Cycle:
         """
         if self.lost:
             return
-        self._protocol.transport.write(_empty_answer(tuple(headers)))
+        self._protocol.transport.write(b"%b%b\r\n" % (_status_line(200), _encoded(headers)))
         self._started = True
         self._end()
 
@@ -223,16 +223,16 @@ class Cycle:
 
 def _encoded(fields: Headers) -> bytes:
     """Header fields as they are sent. Raises RuntimeError for what would be read as something else."""
-    encoded = b"".join([b"%b: %b\r\n" % field for field in fields])
-    if encoded.count(b"\n") != len(fields) or _FIELDS.fullmatch(encoded) is None:
+    return b"".join(map(_encoded_field, fields))
+
+
+@lru_cache(maxsize=FIELDS_KEPT)
+def _encoded_field(field: tuple[bytes, bytes]) -> bytes:
+    """Most fields of an answer are as they were in the one before."""
+    encoded = b"%b: %b\r\n" % field
+    if _FIELD.fullmatch(encoded) is None:
         raise RuntimeError("a header of the answer cannot be sent")
     return encoded
-
-
-@lru_cache(maxsize=HEADS_KEPT)
-def _empty_answer(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """The whole of an answer without a body; most requests of a model get the same."""
-    return b"%b%b\r\n" % (_status_line(200), _encoded([*headers]))
 
 
 @lru_cache(maxsize=HEADS_KEPT)
