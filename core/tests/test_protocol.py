@@ -15,6 +15,7 @@ import httpx
 import pytest
 import uvicorn
 
+from headrace import hookimpl
 from headrace import protocol as module
 from headrace.cycle import HIGH_WATER, Cycle
 from headrace.exchange import Exchange
@@ -340,11 +341,30 @@ async def chat(url: str) -> None:
         assert (await client.post("/v1/chat/completions", json=fields)).status_code == 200
 
 
-async def test_a_request_leaves_nothing_for_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+class Tapping:
+    """Watches every reply."""
+
+    wants = "bytes"
+
+    def __init__(self, config: Any, gateway: Any) -> None: ...
+
+    @hookimpl
+    def open_tap(self, exchange: Exchange) -> Any:
+        return self
+
+    def feed(self, item: bytes) -> None: ...
+
+    def close(self, completed: bool) -> None: ...
+
+
+@pytest.mark.parametrize("plugins", [{}, {"tapping": Tapping}], ids=["alone", "watched"])
+async def test_a_request_leaves_nothing_for_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch, plugins: dict[str, type[Any]]
+) -> None:
     alive: list[weakref.ref[Any]] = []
     for kind in (Exchange, Cycle, Protocol):
         monkeypatch.setattr(kind, "__init__", _remembering(kind, alive))
-    async with FakeBackend() as backend, serve(backend.config(server={"anonymous": True})) as running:
+    async with FakeBackend() as backend, serve(backend.config(server={"anonymous": True}), plugins) as running:
         await chat(running.url)
         gc.collect()
         alive.clear()

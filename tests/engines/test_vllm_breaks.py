@@ -134,7 +134,8 @@ def story(
         listening[name] = Listening(callers[which], model)
     for asked in told.asked.values():
         asked.begun(BEGUN)
-    assert all(asked.is_alive() for asked in told.asked.values()), "some streams are over already"
+    over = {name: (len(asked.chunks), asked.error) for name, asked in told.asked.items() if not asked.is_alive()}
+    assert not over, "some streams are over already"
     broke = time.monotonic()
     CUTS[request.param](a)
     kit.until(lambda: caller.conditions()["a"] == "down", "its being noticed", 60)

@@ -299,6 +299,7 @@ async def settle(exchange: Exchange, gateway: Gateway, connection: Connection) -
             await tell(attempt, gateway, ended)
     await gateway.hooks.on_complete(exchange, outcome)
     exchange.attach()
+    exchange.taps = None  # they know the exchange: its memory would wait for the garbage collector
     for attempt in exchange.attempts:
         attempt.let_go()
 
