@@ -307,6 +307,11 @@ def test_fields_that_do_not_apply_are_left_out() -> None:
     assert not [name for name in fields if name.startswith(("user.", "error.", "gen_ai.usage"))]
 
 
+def test_an_answer_from_a_cache_says_so() -> None:
+    assert fields_of(exchange(), Outcome(status=200, completed=True, source="cache"))["source"] == "cache"
+    assert "source" not in fields_of(exchange(), Outcome(status=200, completed=True))
+
+
 def test_a_long_detail_is_cut() -> None:
     error = RateLimited("m", detail="x" * 100_000)
     fields = fields_of(exchange(), Outcome(status=429, completed=False, error=error))

@@ -2,65 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from headrace import hookimpl
-from headrace.config import Count, Strict
+
+from .config import LogsConfig
 
 if TYPE_CHECKING:
     from headrace.exchange import Exchange, Outcome
     from headrace.gateway import Gateway
     from headrace.streaming import Tap
 
+    from .audit import AuditFile
+    from .bodies import Selection
     from .journal import Journal
+
+logger = logging.getLogger("headrace.logs")
 
 STATE = "logs"
 """The name under which an exchange keeps our tap."""
-
-
-class LogsConfig(Strict, frozen=True):
-    """`[plugins.logs]`: where lines go, how they look, and what they may contain."""
-
-    format: Literal["json", "console"] = "json"
-    """`json`: one JSON object per line. `console`: for people at a terminal, coloured if it is one."""
-    path: str | None = None
-    """Append to this file instead of standard error; a relative path is below `server.state_dir`. The file is
-    opened again when it has been moved or removed, as logrotate does."""
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe lines to write. Answered requests are `info`; refused ones and those whose client left are
-    `warning`; failed and cut ones are `error`."""
-    usage: bool = True
-    """Log token counts. Backends are then asked for them in streams whose client did not ask, and nginx has to look at
-    the end of what it delivers; without, a stream costs a little less."""
-    bodies: bool = False
-    """Also log what was asked and answered, with secrets redacted. Replies are then delivered by the core itself."""
-    max_body_bytes: Count = 16_384
-    """With `bodies`: how much of a request's body, and of an answer's text, is kept (in characters)."""
-    redact: list[str] = msgspec.field(default_factory=list)
-    """More regular expressions (Python's `re`) whose matches are replaced by `[redacted]`."""
-    buffer_bytes: Annotated[int, msgspec.Meta(ge=65_536)] = 8_388_608
-    """Lines that wait for a slow disk or terminal may take this much memory; beyond it lines are dropped, counted,
-    and the count is logged."""
-
-    def __post_init__(self) -> None:
-        if self.path is not None and not self.path.strip():
-            raise ValueError("path: is empty; leave it out to log to standard error")
-        for pattern in self.redact:
-            _check_pattern(pattern)
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        matches_nothing = re.compile(pattern).search("") is not None
-    except re.error as error:
-        raise ValueError(f"redact: {pattern!r} is not a regular expression: {error}") from error
-    if matches_nothing:
-        raise ValueError(f"redact: {pattern!r} matches the empty text, and so everything: make it narrower")
 
 
 class Plugin:
@@ -72,6 +35,17 @@ class Plugin:
         self._config = config
         self._gateway = gateway
         self._journal: Journal | None = None
+        self._bodies: Selection | None = None
+        if config.bodies:
+            from .bodies import Selection
+
+            self._bodies = Selection(config)
+        self._audit: AuditFile | None = None
+        if config.audit_file is not None:
+            from .audit import AuditFile
+
+            self._audit = AuditFile(config, gateway)
+            gateway.auditors.append(self._audit)
 
     @hookimpl
     def lifespan(self) -> AbstractAsyncContextManager[None]:
@@ -79,18 +53,28 @@ class Plugin:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        from .journal import Journal
+        from .journal import Journal, refusal
 
         gateway = self._gateway
+        if self._audit is not None and not gateway.looking:
+            with refusal("audit_file", self._audit.path):
+                self._audit.check()
         worker = gateway.worker if gateway.config.server.workers > 1 else None
         async with Journal(self._config, gateway.state_dir, worker) as journal:
             self._journal = journal
+            self._mention_unknown()
             yield
+
+    def _mention_unknown(self) -> None:
+        """It is no error: a model may be found while the gateway runs."""
+        known = {model.name for model in self._gateway.models}
+        for name in sorted({*(self._config.bodies_models or ())} - known):
+            logger.warning("bodies_models: no model is called %r, at least not yet", name)
 
     @hookimpl
     def open_tap(self, exchange: Exchange) -> Tap | None:
         exchange.usage_wanted |= self._config.usage
-        if not self._config.bodies:
+        if self._bodies is None or not self._bodies.answers or not self._bodies.has(exchange):
             return None
         from .bodies import AnswerTap
 

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from headrace.exchange import Exchange
 from headrace.streaming import Event
 
+from .config import LogsConfig
 from .redaction import MARGIN, Redactor
 
 PARSE_LIMIT = 1_048_576
@@ -22,6 +24,48 @@ TEXT_NAMES = frozenset(
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _SHORT_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+
+
+class BodiesLine(
+    msgspec.Struct,
+    kw_only=True,
+    omit_defaults=True,
+    rename={
+        "user": "user.id",
+        "model": "gen_ai.request.model",
+        "status": "http.response.status_code",
+        "error_evidence": "error.evidence",
+    },
+):
+    """A line of the file of bodies: what was asked and answered, and whose it is."""
+
+    timestamp: str
+    event: str
+    request_id: str
+    user: str | None = None
+    model: str | None = None
+    status: int
+    request_body: str | None = None
+    response_text: str | None = None
+    error_evidence: str | None = None
+
+
+class Selection:
+    """Whose bodies are logged."""
+
+    def __init__(self, config: LogsConfig) -> None:
+        self._models = None if config.bodies_models is None else frozenset(config.bodies_models)
+        self._users = None if config.bodies_users is None else frozenset(config.bodies_users)
+        self.answers = config.bodies_of == "both"
+
+    def has(self, exchange: Exchange) -> bool:
+        """Whether those of this request are."""
+        if self._models is not None and (exchange.model is None or exchange.model.name not in self._models):
+            return False
+        if self._users is None:
+            return True
+        who = exchange.principal
+        return who is not None and not self._users.isdisjoint((who.id, who.name, who.team))
 
 
 class AnswerTap:

@@ -7,6 +7,7 @@ https://github.com/open-telemetry/semantic-conventions-genai: gen_ai); where it 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import msgspec
 
@@ -19,6 +20,8 @@ from .redaction import Redactor
 OPERATIONS = {"completions": "text_completion"}
 """`gen_ai.operation.name` where it is not the endpoint's own name (`chat`, `embeddings`)."""
 
+TRACE = "otel"
+"""Under which the plugin `otel` keeps what it knows of a request that it records."""
 TEXT_LIMIT = 2000
 """Characters of an error's message or detail that are logged."""
 
@@ -85,6 +88,7 @@ class RequestLine(
     attempts: int
     delivery: str | None = None
     delivery_reason: str | None = None
+    source: str | None = None
     dropped: list[str] | None = None
     bytes_sent: int
     usage_estimated: bool = False
@@ -98,6 +102,27 @@ class RequestLine(
     error_evidence: str | None = None
     request_body: str | None = None
     response_text: str | None = None
+    sample_ratio: float | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+_NAMES = {field.encode_name: field.name for field in msgspec.structs.fields(RequestLine)}
+NAMES = frozenset(_NAMES)
+"""The fields, as the line calls them."""
+ALWAYS = ("timestamp", "level", "event")
+"""Those without which a line is none."""
+
+
+def left_out(fields: Collection[str] | None, drop: Collection[str]) -> tuple[str, ...]:
+    """The attributes of a line that are not written: all but `fields`, or those in `drop`."""
+    unwanted = drop if fields is None else NAMES.difference(fields, ALWAYS)
+    return tuple(_NAMES[name] for name in unwanted)
+
+
+def leave_out(line: RequestLine, attributes: Collection[str]) -> None:
+    for name in attributes:
+        setattr(line, name, msgspec.UNSET)
 
 
 def request_line(
@@ -121,7 +146,7 @@ def request_line(
         operation=OPERATIONS.get(name, name),
         client=exchange.client,
         model=redactor.known(peek.model) if peek else None,
-        stream=exchange.streaming if peek else None,
+        stream=bool(peek.stream) if peek else None,
         target=outcome.target,
         provider=exchange.attempts[-1].target.provider if exchange.attempts else None,
         attempts=outcome.attempts,
@@ -129,8 +154,13 @@ def request_line(
         delivery_reason=delivery or None,
         bytes_sent=outcome.bytes_sent,
     )
+    if outcome.source != "upstream":
+        line.source = outcome.source
     if exchange.dropped:
         line.dropped = told(exchange.dropped)
+    trace = exchange.state.get(TRACE)
+    if trace is not None:
+        line.trace_id, line.span_id = trace.trace_id, trace.span_id
     _add_caller(line, exchange, redactor)
     _add_usage(line, outcome)
     if outcome.error is not None:
@@ -141,9 +171,12 @@ def request_line(
 def _add_caller(line: RequestLine, exchange: Exchange, redactor: Redactor) -> None:
     principal = exchange.principal
     if principal is not None:
-        line.user = redactor.known_secrets(principal.id)
-        line.user_name = redactor.known_secrets(principal.name) if principal.name else None
-        line.team = redactor.known_secrets(principal.team) if principal.team else None
+        known = redactor.known_secrets
+        line.user = known(principal.id)
+        if principal.name:
+            line.user_name = known(principal.name)
+        if principal.team:
+            line.team = known(principal.team)
 
 
 def _add_usage(line: RequestLine, outcome: Outcome) -> None:
@@ -156,7 +189,7 @@ def _add_usage(line: RequestLine, outcome: Outcome) -> None:
 
 
 def _add_error(line: RequestLine, error: GatewayError, redactor: Redactor) -> None:
-    line.error_type = error.type
-    line.error_code = str(error.code) if error.code is not None else None
+    line.error_type = redactor.known(error.type)  # this and the next may be a backend's words
+    line.error_code = redactor.known(str(error.code)) if error.code is not None else None
     line.error_message = redactor.prefix(error.message, TEXT_LIMIT)
     line.error_detail = redactor.prefix(error.detail, TEXT_LIMIT) if error.detail else None

@@ -49,6 +49,8 @@ class FileSink:
     Made only for its owner to read. A write that fails half-way is ended with a line feed before the next one.
     """
 
+    FLAGS = os.O_WRONLY
+
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
@@ -56,13 +58,18 @@ class FileSink:
         self._descriptor: int | None = self._open()
 
     def write(self, data: bytes) -> None:
-        descriptor = self._current()
+        self._append(self._current(), data)
+
+    def _append(self, descriptor: int, data: bytes) -> None:
         try:
-            _write_all(descriptor, b"\n" + data if self._torn else data)
+            _write_all(descriptor, self._begin() + data)
         except OSError:
             self._torn = True
             raise
         self._torn = False
+
+    def _begin(self) -> bytes:
+        return b"\n" if self._torn else b""
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -71,19 +78,24 @@ class FileSink:
 
     def _open(self) -> int:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return os.open(self._path, self.FLAGS | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def _current(self) -> int:
         if self._descriptor is not None:
-            opened = os.fstat(self._descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                named = self._path.stat()
-                if (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino):
-                    return self._descriptor
+            if self._is_current(self._descriptor):
+                return self._descriptor
             self.close()
             self._torn = False
         self._descriptor = self._open()
         return self._descriptor
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Whether the name still stands for the file that is open."""
+        opened = os.fstat(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            named = self._path.stat()
+            return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+        return False
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -95,6 +107,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
             select.select([], [descriptor], [], 1.0)
 
 
+def _to_stderr(data: bytes) -> None:
+    """Which may be the very thing that fails."""
+    with contextlib.suppress(OSError):
+        _write_all(STDERR, data)
+
+
 class Writer:
     """A bounded buffer and the thread that empties it.
 
@@ -102,12 +120,16 @@ class Writer:
         sink: where lines go.
         limit: bytes that may wait; a line beyond it is dropped and counted.
         notice: makes a line of the writer's own from a message and its fields.
+        complain: where to say that the sink fails, since that cannot be said there.
     """
 
-    def __init__(self, sink: Sink, limit: int, notice: Callable[..., str]) -> None:
+    def __init__(
+        self, sink: Sink, limit: int, notice: Callable[..., str], complain: Callable[[bytes], None] | None = None
+    ) -> None:
         self._sink = sink
         self._limit = limit
         self._notice = notice
+        self._complain = complain or _to_stderr
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
         self._lines: list[bytes] = []
@@ -183,15 +205,14 @@ class Writer:
             self._lost, self._failing = 0, False
 
     def _say_failing(self, error: OSError) -> None:
-        """Once per failure that lasts, on standard error, which may be the very thing that fails."""
+        """Once per failure that lasts."""
         if self._failing:
             return
         self._failing = True
         own = self._own(
             "the log cannot be written: lines are lost until it can", file=self._sink.name, reason=str(error)
         )
-        with contextlib.suppress(OSError):
-            _write_all(STDERR, own)
+        self._complain(own)
 
     def _own(self, message: str, **fields: object) -> bytes:
         return self._notice(message, **fields).encode("utf-8", "backslashreplace") + b"\n"
