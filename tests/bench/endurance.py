@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cli import count_of, raise_file_limit, say
 from .endurance_checks import Check, Finding, Limits, Running, core_cpu, memory, streams, table
 from .endurance_reloads import reloads
+from .ledger import ledger
 from .targets import Failed, Site, headrace_up, upstream
 
 TARGETS = {
@@ -44,17 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    broken = []
+    found: dict[str, list[Finding]] = {}
     for name, job in _jobs(options).items():
         say(f"{name}: {options.target}")
         try:
-            findings = run(job, options.target, _limits(options))
+            found[name] = job()
         except Failed as error:
             say(f"{name}: {error}")
             return 1
-        print(f"{options.target}, {name}\n{table(findings)}\n", flush=True)
-        broken += [finding for finding in findings if not finding.kept]
-    return 1 if broken else 0
+        print(f"{options.target}, {name}\n{table(found[name])}\n", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(_as_json(options.target, found), indent=2, ensure_ascii=False) + "\n")
+    return 0 if all(finding.kept for findings in found.values() for finding in findings) else 1
+
+
+def _as_json(target: str, found: Mapping[str, Sequence[Finding]]) -> dict[str, Any]:
+    checks = {name: [{**each._asdict(), "kept": each.kept} for each in own] for name, own in found.items()}
+    return {"target": target, "checks": checks}
 
 
 def run(job: Job, target: str, limits: Limits) -> list[Finding]:
@@ -68,14 +76,19 @@ def run(job: Job, target: str, limits: Limits) -> list[Finding]:
         return job.check(Running(endpoint, port, limits, Path(folder)))
 
 
-def _jobs(options: argparse.Namespace) -> Mapping[str, Job]:
+def _jobs(options: argparse.Namespace) -> Mapping[str, Callable[[], list[Finding]]]:
     """Those asked for."""
-    jobs = {
+    checks = {
         "streams": Job(partial(streams, count=options.streams, chunks=options.chunks), options.lasting * 1000),
         "long": Job(partial(streams, count=options.long_streams, chunks=options.long_chunks), LONG_MS),
         "memory": Job(partial(memory, count=options.requests), LASTING_MS),
         "cpu": Job(partial(core_cpu, count=options.cpu_streams, rounds=options.rounds), LASTING_MS),
         "reload": Job(partial(reloads, count=options.reloads), LASTING_MS),
+    }
+    target, limits = options.target, _limits(options)
+    jobs: dict[str, Callable[[], list[Finding]]] = {
+        **{name: partial(run, job, target, limits) for name, job in checks.items()},
+        "ledger": partial(ledger, *TARGETS[target], options.ledger_requests, options.seed),
     }
     return {name: job for name, job in jobs.items() if name in (options.check or jobs)}
 
@@ -96,11 +109,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", choices=TARGETS, default="headrace-offload", help="what is checked (%(default)s)")
     parser.add_argument(
         "--check",
-        choices=("streams", "long", "memory", "cpu", "reload"),
+        choices=("streams", "long", "memory", "cpu", "reload", "ledger"),
         action="append",
         help="streams: what an open stream takes; long: what one of many chunks takes; "
         "memory: whether it stays over many requests; cpu: whether long streams cost the core more than short ones; "
         "reload: whether anything is lost, or grows, while configurations come and go; "
+        "ledger: whether its totals are the engine's own after requests of all kinds, with Redis and PostgreSQL away "
+        "for a while; "
         "may be repeated; left out: all",
     )
     parser.add_argument(
@@ -115,6 +130,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=count_of, default=3, help="cpu: measurements of each length (%(default)s)")
     only = "with headrace-offload; otherwise none"
     parser.add_argument("--reloads", type=count_of, default=10_000, help="reload: how many (%(default)s)")
+    parser.add_argument("--ledger-requests", type=count_of, default=10_000, help="ledger: how many (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="ledger: of their mix (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     limits = parser.add_argument_group("limits")
     limits.add_argument("--core-kib", type=float, help=f"memory of the core for an open stream: {CORE_KIB:g} {only}")
     limits.add_argument(

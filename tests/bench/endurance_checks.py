@@ -204,7 +204,9 @@ def _limit(finding: Finding) -> str:
     if least is not None and least == most:
         return f"{least:,.0f}"
     if least is not None and most is not None:
-        return f"{least:g} to {most:g}"
+        return f"{least:,.10g} to {most:,.10g}"
+    if least is not None:
+        return f"at least {least:g}"
     return "" if most is None else f"at most {most:g}"
 
 

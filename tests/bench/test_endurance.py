@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from . import cpu
+from . import cpu, ledger_servers
 from .endurance_checks import Finding, Limits, Running, core_cpu
+from .ledger_books import Books, compared
+from .ledger_load import Ask, Seen, mix
 from .measure import sample
 from .targets import Endpoint, Failed, upstream
+from .upstream import Completion
 
 ENTRY = Path(__file__).resolve().parent / "endure.py"
 SMALL = {
@@ -22,6 +25,7 @@ SMALL = {
     "memory": ("--requests", "500"),
     "cpu": ("--cpu-streams", "8", "--rounds", "1"),
     "reload": ("--reloads", "10"),
+    "ledger": ("--ledger-requests", "250"),
 }
 FIGURES = {
     "streams": {"streams of 5 chunks answered whole": 40, "of them open at the same time": 40},
@@ -29,6 +33,7 @@ FIGURES = {
     "memory": {"requests answered whole": 500},
     "cpu": {"streams answered whole": 16},
     "reload": {"reloads taken over": 10},
+    "ledger": {"rows of requests in the ledger": 250},
 }
 
 
@@ -54,9 +59,19 @@ def endure(check: str, *limits: str) -> Done:
     return Done(child.returncode, figures, printed, progress)
 
 
+def need_postgres() -> None:
+    pytest.importorskip("pg8000")
+    try:
+        ledger_servers.programs()
+    except Failed as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("check", SMALL)
 def test_a_check_that_keeps_its_limits_ends_with_status_0(check: str, kit: Any) -> None:
     kit.need("nginx")
+    if check == "ledger":
+        need_postgres()
     done = endure(check)
     assert (done.status, done.figures | FIGURES[check]) == (0, done.figures), done.printed + done.progress
 
@@ -78,6 +93,59 @@ def test_a_broken_limit_is_marked_and_ends_with_status_1(check: str, limit: tupl
 )
 def test_a_finding_is_kept_while_it_is_within_its_range(least: float | None, most: float | None, kept: bool) -> None:
     assert Finding("figure", 2.0, "", least, most).kept is kept
+
+
+ROW = {
+    "request_id": "ledger-000000",
+    "group": "1",
+    "try": None,
+    "model": "bench-model",
+    "target": "engine",
+    "status": 200,
+    "ended": "completed",
+    "error": None,
+    "estimated": False,
+    "input": 12,
+    "cached": 0,
+    "output": 5,
+    "cost": 22e-6,
+}
+"""As it is to be, for one whole answer of five tokens."""
+
+
+def broken(*rows: dict[str, Any]) -> set[str]:
+    """What is found to be wrong with a ledger of one request."""
+    ask = Ask("ledger-000000", "whole", "Which way?", 5, stream=False, usage=False)
+    seen, made = Seen(ask, 200, whole=True), Completion(ask.id, False, True, 0, 12, 5)
+    requests = [row for row in rows if row["try"] is None]
+    names = ("input", "output", "cost", "estimated")
+    total = {name: round(sum(row[name] for row in requests), 9) for name in names}
+    total |= {"requests": len(requests), "aborted": 0, "failed_tries": len(rows) - len(requests)}
+    counted = {"completions": 1, "prompt_tokens": 12, "completion_tokens": 5, "refused": 0}
+    return {finding.what for finding in compared(Books([seen], [made], counted, rows, total)) if not finding.kept}
+
+
+@pytest.mark.parametrize(
+    ("rows", "wrong"),
+    [
+        ([ROW], set()),
+        ([], {"requests with none", "rows of requests in the ledger"}),
+        ([ROW, ROW], {"requests with more than one", "rows of requests in the ledger"}),
+        ([ROW | {"output": 6}], {"of them tokens out", "of them with other tokens, or an estimate"}),
+        ([ROW | {"estimated": True}], {"of them with other tokens, or an estimate"}),
+        ([ROW | {"cost": 23e-6}], {"of them cost, in millionths"}),
+        ([ROW | {"ended": "aborted"}], {"rows that end otherwise than clients saw"}),
+        ([ROW | {"target": ""}], {"rows of cached answers", "of them without a hit", "of them not free"}),
+        ([ROW, ROW | {"try": 1}], {"failed tries that are not free"}),
+    ],
+)
+def test_a_ledger_that_is_not_as_it_was_is_seen(rows: list[dict[str, Any]], wrong: set[str]) -> None:
+    found = broken(*rows)
+    assert wrong <= found and bool(wrong) is bool(found)
+
+
+def test_the_mix_of_requests_is_the_same_for_the_same_seed() -> None:
+    assert mix(300, 1) == mix(300, 1) != mix(300, 2)
 
 
 def test_a_target_without_core_and_nginx_is_refused() -> None:
