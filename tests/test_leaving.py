@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 LIMIT = 0.25
 """Seconds from the client's departure until the backend knows."""
 ENDLESS = {

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +18,9 @@ from .front import CARRIED, REPORT
 from .hooks import Hooks
 from .streaming import Tail, Taps, UsageHider
 from .vetting import BadEvent, Vetting
+
+if TYPE_CHECKING:
+    from .dialects import Dialect
 
 BROKEN = "The connection to the backend broke."
 UNFINISHED = "The backend ended the stream before the answer was complete."
@@ -104,7 +108,7 @@ async def _send_stream(
         await _pump(exchange, stream, tail, connection, vetting, getattr(reply.stream, "hurry", None))
         rest = vetting.rest() if vetting is not None else b""
         tail.add(rest)
-        if event_stream and not (dialect.is_complete(bytes(tail)) and _has_all(vetting, bytes(tail))):
+        if event_stream and not (_has_all(vetting, bytes(tail)) and _is_complete(dialect, vetting, bytes(tail))):
             raise UpstreamError(UNFINISHED)
         if rest:
             await connection.send(rest)
@@ -131,6 +135,11 @@ async def _send_stream(
 def _has_ended(vetting: Vetting | None, tail: bytes) -> bool:
     """Whether a stream has said all, and that this was all."""
     return vetting is not None and vetting.finished and (vetting.said_last or tail.rstrip().endswith(b"[DONE]"))
+
+
+def _is_complete(dialect: Dialect, vetting: Vetting | None, tail: bytes) -> bool:
+    """Whether what ends a stream has come, whatever may have followed it."""
+    return (vetting is not None and vetting.said_last) or dialect.is_complete(tail)
 
 
 def _has_all(vetting: Vetting | None, tail: bytes) -> bool:

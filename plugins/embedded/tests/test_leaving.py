@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 CHAT = "/v1/chat/completions"
 LIMIT = 0.25
 """Seconds from a client's departure until llama.cpp computes nothing for it any more."""

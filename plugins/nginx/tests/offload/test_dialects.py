@@ -225,7 +225,7 @@ def inline(case: Case) -> tuple[bytes, bool, str]:
         rest = vetting.rest()
     except BadEvent as error:
         return error.before, False, "malformed" if "read" in error.message else "failed"
-    return (shown + rest, True, "") if dialect.is_complete(shown + rest) else (shown, False, "")
+    return (shown + rest, True, "") if vetting.said_last or dialect.is_complete(shown + rest) else (shown, False, "")
 
 
 @settings(
