@@ -23,6 +23,7 @@ ENDED = ("completed", "aborted", "cut", "failed")
 DELIVERIES = ("", "inline", "offload")
 """Who delivered the answer; nobody if the request was refused before that was chosen."""
 LONGEST_TEXT = 200
+KNOWN = 4096
 LARGEST = 2**40
 """Of numbers that backends tell: what is larger is not meant."""
 
@@ -140,6 +141,8 @@ class Book:
     def __init__(self, writer: int, prices: Prices, *, addresses: bool) -> None:
         self._writer, self._prices, self._addresses = writer, prices, addresses
         self._numbers = itertools.count(1)
+        self._known: dict[tuple[str | None, ...], Series] = {}
+        """Most requests are of a kind that there was before."""
 
     def entries(self, ended: Pending) -> Iterator[Entry]:
         """The rows of one request: its failed tries, then itself."""
@@ -177,8 +180,13 @@ class Book:
     def _series(self, ended: Pending, model: str) -> Series:
         who = ended.principal
         caller = (who.id, who.name, who.owner, who.team, who.role) if who is not None else ("",) * 5
-        words = [clean(each or "") for each in (*caller, model, ended.target, ended.endpoint)]
-        return Series._make((*words, ended.status, 0))
+        key = (*caller, model, ended.target, ended.endpoint, ended.status)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            found = self._known[key] = Series._make((*[clean(each or "") for each in key[:-1]], ended.status, 0))
+        return found
 
     def _cost(self, ended: Pending) -> int | None:
         """As the plugin `budget` charges: nothing if no backend answered."""
