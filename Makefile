@@ -8,7 +8,7 @@
 
 PORT ?= 8443
 TESTS ?=
-PROCESSES ?= 3
+PROCESSES ?= 2
 BENCH ?=
 PYTHON ?=
 PACKAGES := pyproject.toml uv.lock core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
