@@ -92,7 +92,7 @@ class Site:
 
     def first(self) -> int:
         """The engine's first process."""
-        return next(pid for pid in self.engine() if b"serve" in command(pid) and b"engines.py" not in command(pid))
+        return next(pid for pid in self.engine() if b"serve" in command(pid) and b"keeper.py" not in command(pid))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A `headrace` command."""
