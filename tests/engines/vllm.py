@@ -64,6 +64,7 @@ class Server:
             self._child = subprocess.Popen(
                 command, env={**os.environ, **ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        leave_a_cpu(self._child.pid)
 
     @property
     def is_alive(self) -> bool:
@@ -158,6 +159,15 @@ class Server:
         """End it, for good."""
         self.end()
         self._client.close()
+
+
+def leave_a_cpu(pid: int) -> None:
+    """Keep a process, and those it starts, from one CPU, if there are several. vLLM's engine waits by yielding its CPU
+    over and over, and with some kernels (6.18) nobody else gets a turn for seconds then, not even the gateway's timers.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        everywhere = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(pid, everywhere[:-1] or everywhere)
 
 
 def _command(pid: int) -> bytes:
