@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ PASSING = (
 )
 """What may be over later."""
 UNFIT = (sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_RANGE)
+AT_ONCE = (256, 32, 4, 1)
+"""So many rows are filled in with one statement."""
 STEPS = 100_000
 """Of SQLite's machine, between two looks at the clock."""
 
@@ -38,6 +41,8 @@ class SQLiteStore(Store):
         self._connection = connection
         self.path = path
         self._file = _identity(path)
+        most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(schema.COLUMNS)
+        self._filling = [(count, _filling(self.INCOMING, count)) for count in AT_ONCE if count <= most]
 
     @classmethod
     def connect(cls, path: Path, wait_seconds: float, *, create: bool) -> SQLiteStore:
@@ -92,8 +97,13 @@ class SQLiteStore(Store):
         return _identity(self.path) == self._file
 
     def _fill(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        marks = ", ".join("?" * len(schema.COLUMNS))
-        self._connection.executemany(f"INSERT OR IGNORE INTO {self.INCOMING} VALUES ({marks})", rows)  # noqa: S608
+        """Many rows with one statement: after each one Python's other threads have their turn, and to take turns with
+        those that answer requests costs more than the rows do."""
+        left = list(rows)
+        for count, statement in self._filling:
+            while len(left) >= count:
+                self._connection.execute(statement, list(chain.from_iterable(left[:count])))
+                del left[:count]
 
     def _lock_series(self, *, alone: bool) -> None:
         """Nothing to do: of all who write there is one at a time."""
@@ -134,6 +144,11 @@ class SQLiteStore(Store):
             if mode != "wal":
                 raise PluginError("usage", f"{self.path}: its file system does not support SQLite's write-ahead log")
             return
+
+
+def _filling(table: str, rows: int) -> str:
+    marks = f"({', '.join('?' * len(schema.COLUMNS))})"
+    return f"INSERT OR IGNORE INTO {table} VALUES {', '.join((marks,) * rows)}"  # noqa: S608
 
 
 def _make_private(path: Path) -> None:
