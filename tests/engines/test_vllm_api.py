@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 
+from ..processes import until
 from .asking import HELLO, Caller, Words
 from .launching import Site
 
@@ -110,7 +111,7 @@ def test_it_is_asked_in_the_clients_own_words(
     answer = caller.route.post({"model": "wheel", **fields}, path=path)
     assert answer.status == 200, answer.body
     assert kind in (answer.json().get("object"), answer.json().get("type"))
-    assert f"POST {path} HTTP" in own_engine.log.read_text(), "it was asked in other words"
+    until(lambda: f"POST {path} HTTP" in own_engine.log.read_text(), "the engine's note of these words")
 
 
 def test_what_vllm_would_ignore_is_refused(caller: Caller) -> None:
