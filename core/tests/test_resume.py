@@ -100,6 +100,13 @@ async def test_the_counts_are_those_of_the_whole_answer() -> None:
     assert events[-2]["usage"] == {"prompt_tokens": 10, "completion_tokens": 6}
 
 
+async def test_usage_that_nobody_asked_for_is_not_shown_whoever_goes_on() -> None:
+    async with gateway(Backend("first", cut=2), Backend("second")) as it:
+        events = await it.chat()
+    assert all(each["choices"] for each in events[:-1])
+    assert events[-1] == b"[DONE]"
+
+
 async def test_a_stream_may_break_again_and_again() -> None:
     async with gateway(Backend("a", cut=2), Backend("b", cut=1), Backend("c", cut=2), Backend("d")) as it:
         assert text_of(await it.chat()) == "".join(WORDS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .connection import Connection
+from .dialects import asks_for_usage
 from .errors import GatewayError, PluginFault, UpstreamError, UpstreamTimeout
 from .estimate import choices
 from .exchange import Exchange, Headers, Reply, Usage
@@ -157,7 +158,9 @@ def _hides_usage(exchange: Exchange, reply: Reply) -> bool:
     attempt = exchange.attempts[-1] if exchange.attempts else None
     if attempt is None or attempt.request is None or attempt.asked is not exchange:
         return False
-    return attempt.request.hides_usage and reply.ok and reply.is_event_stream
+    resumes = exchange.model is not None and exchange.model.midstream == "resume"  # by one that tells it, perhaps
+    hides = attempt.request.hides_usage or (resumes and not asks_for_usage(exchange.peek))
+    return hides and reply.ok and reply.is_event_stream
 
 
 async def _pump(

@@ -82,6 +82,12 @@ class CompletionPeek(Peek, kw_only=True):
     stream_options: StreamOptions | None = None
 
 
+def asks_for_usage(peek: Peek | None) -> bool:
+    """Whether the client wants to be told what its stream took."""
+    options: StreamOptions | None = getattr(peek, "stream_options", None)
+    return options is not None and bool(options.include_usage)
+
+
 class EmbeddingPeek(Peek, kw_only=True):
     checks = {"input": Texts}
 

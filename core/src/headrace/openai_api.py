@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .config import BackendConfig
-from .dialects import Tokens
+from .dialects import Tokens, asks_for_usage
 from .edits import edit
 from .errors import UpstreamError
 from .estimate import asked_tokens
@@ -40,11 +40,6 @@ TOKENIZED = (
     *("continue_final_message", "add_special_tokens", "mm_processor_kwargs"),
 )
 """Fields of a request that become its prompt."""
-
-
-def _asks_for_usage(exchange: Exchange) -> bool:
-    options = getattr(exchange.peek, "stream_options", None)
-    return options is not None and bool(options.include_usage)
 
 
 def _with_usage(exchange: Exchange) -> dict[str, Any]:
@@ -110,7 +105,7 @@ class OpenAIBackend:
             if field != "max_tokens":
                 changes.update({field: exchange.fields["max_tokens"], "max_tokens": None})
         told = exchange.endpoint.name not in TELLS_USAGE and target.stream_usage and exchange.streaming
-        forced = told and exchange.wants_usage and not _asks_for_usage(exchange)
+        forced = told and exchange.wants_usage and not asks_for_usage(exchange.peek)
         if forced:
             changes["stream_options"] = _with_usage(exchange)
         body, edits = edit(exchange.body, exchange.fields, changes) if changes else (exchange.body, ())

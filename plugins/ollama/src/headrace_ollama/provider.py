@@ -11,6 +11,7 @@ import msgspec
 
 from headrace.addresses import ca_bundle, http_proxy, root
 from headrace.config import BackendConfig
+from headrace.dialects import asks_for_usage
 from headrace.edits import decode_fields
 from headrace.errors import GatewayError, UpstreamError, UpstreamTimeout, envelope
 from headrace.exchange import Attempt, Reply, Target, UpstreamRequest
@@ -69,7 +70,7 @@ class OllamaProvider:
             url=target.base_url,
             headers=lambda: forwarded_headers(asked, target),
             body=asked.body,
-            hides_usage=asked.streaming and asked.wants_usage and not _asks_for_usage(attempt),
+            hides_usage=asked.streaming and asked.wants_usage and not asks_for_usage(attempt.asked.peek),
         )
 
     async def send(self, attempt: Attempt) -> Reply:
@@ -79,7 +80,7 @@ class OllamaProvider:
         if attempt.asked.endpoint.name == "embeddings":
             return await self._embed(attempt, request.body)
         asked = await self._asked(attempt, request.body)
-        usage = _asks_for_usage(attempt) or attempt.asked.wants_usage
+        usage = asks_for_usage(attempt.asked.peek) or attempt.asked.wants_usage
         kind = ChatTranslation if attempt.asked.endpoint.name == "chat" else CompletionTranslation
         translation = kind(attempt.exchange.id, usage=usage)
         if attempt.asked.streaming:
@@ -207,11 +208,6 @@ def _wish(attempt: Attempt) -> Wish:
         limit=asked.answer_limit,
         prefill=target.prefill,
     )
-
-
-def _asks_for_usage(attempt: Attempt) -> bool:
-    options = getattr(attempt.asked.peek, "stream_options", None)
-    return options is not None and bool(options.include_usage)
 
 
 async def _content(reply: Reply) -> bytes:
