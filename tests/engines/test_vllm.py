@@ -177,6 +177,43 @@ def begun(port: int, path: str, count: int) -> Iterator[None]:
         yield
 
 
+def test_no_more_is_sent_than_the_engine_runs(
+    all_servers: dict[str, Server], own_stack: Any, request: pytest.FixtureRequest, a: Server, kit: Any, caller: Caller
+) -> None:
+    """What would wait in the engine waits in the gateway, where callers have their turns."""
+    way = request.node.callspec.params["caller"]
+    models = 'wheel = { targets = ["a"] }'
+    plugins = """
+[plugins.queue]
+follow = ["a"]
+admin_api = true
+[plugins.routing.metrics]
+interval = 0.2
+"""
+    with (
+        own_stack(way=way, backends=table(all_servers), models=models, plugins=plugins) as stack,
+        ExitStack() as ending,
+    ):
+        own = ending.enter_context(calling(stack))
+        crowd = ending.enter_context(ExitStack())
+        for _ in range(2 * SEATS):
+            crowd.enter_context(asking(own, "wheel", "/v1/chat/completions", True))
+        kit.until(lambda: a.running == a.waiting == SEATS, "the arrival of all, for nobody knows yet")
+        kit.until(lambda: slots(own) <= SEATS, "the gateway's knowing it")
+        for _ in range(2 * SEATS):
+            ending.enter_context(asking(own, "wheel", "/v1/chat/completions", True))
+        crowd.close()
+        kit.until(lambda: a.running == SEATS, "the next ones' turn")
+        found = [a.waiting for _ in range(30)]
+        assert max(found) <= 2, f"{found} wait in the engine"
+
+
+def slots(caller: Caller) -> int:
+    """Requests that the gateway lets run at the first server."""
+    with caller.route.client() as client:
+        return int(client.get("/admin/queue").json()["backends"]["a"]["capacity"])
+
+
 # --- nothing is computed for nobody -----------------------------------------------------------------------------------
 
 

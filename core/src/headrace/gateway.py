@@ -120,6 +120,9 @@ class Gateway:
         """Seconds that a request may wait in `admit`: a plugin that makes it wait says so when it is made."""
         self.watches = False
         """Whether a plugin finds out in what condition backends are: it says so when it is made."""
+        self.loads_wanted: set[str] = set()
+        """Backends by name of whose engines a plugin wants to know how busy they are (`TargetState.engine`): it adds to
+        them when it is made, and `routing` asks."""
         self.superseded = asyncio.Event()
         """Set when another gateway has taken over: what a plugin does beside requests ends then."""
         self.open_requests = 0

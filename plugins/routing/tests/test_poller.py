@@ -101,6 +101,12 @@ async def test_with_another_policy_nobody_is_asked() -> None:
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "routing-poller"]
 
 
+async def test_an_engine_that_another_plugin_wants_to_hear_of_is_asked_whatever_the_policy() -> None:
+    async with serve(document("http://gpu", "least_busy"), {"routing": Plugin}) as running:
+        running.gateway.loads_wanted.add("gpu")
+        assert [each.name for each in polled(running.gateway)] == ["gpu"]
+
+
 async def test_when_the_gateway_stops_the_asking_stops_even_in_the_middle() -> None:
     engine = Engine()
     engine.metrics = None

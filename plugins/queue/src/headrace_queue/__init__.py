@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,8 +17,9 @@ from headrace.estimate import answer_tokens
 from .admission import Admission, patience
 from .callers import Callers
 from .config import ClassConfig, QueueConfig
+from .following import follow
 from .gate import Counts, Gate, Waiter
-from .lanes import Plan, check, part, plan
+from .lanes import Plan, check, followed, part, plan
 from .measures import Measures
 from .status import Status, status
 
@@ -36,6 +39,7 @@ class Plugin:
     def __init__(self, config: QueueConfig, gateway: Gateway) -> None:
         self._config, self._gateway = config, gateway
         gateway.longest_admission = max(gateway.longest_admission, config.timeout)
+        gateway.loads_wanted |= set(config.follow)
         self._callers = Callers(config)
         self._counts = {name: Counts() for name in self._callers.names}
         gateway.collectors.append(Measures(self._counts))
@@ -53,7 +57,13 @@ class Plugin:
     async def lifespan(self, gateway: Gateway) -> AsyncIterator[None]:
         self._plan = plan(self._config, gateway, self._split)  # here, because it is known by now which worker this is
         self._gate.groups = self._plan.groups
-        yield
+        following = asyncio.create_task(follow(followed(self._config, gateway), self.set_capacity))
+        try:
+            yield
+        finally:
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
 
     @hookimpl
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None] | None:

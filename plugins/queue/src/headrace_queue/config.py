@@ -39,6 +39,9 @@ class QueueConfig(Strict, frozen=True):
     """The same for single backends, by name."""
     capacity: dict[str, Count] = msgspec.field(default_factory=dict)
     """Requests for one model that are answered at the same time, wherever: by model, and beside what backends allow."""
+    follow: tuple[str, ...] = ()
+    """Backends whose slots follow what their engines say, asked by the plugin `routing` (vLLM, SGLang, TGI, llama.cpp):
+    as many as run there without any that wait, and no more than is configured."""
     max_waiting: Annotated[int, msgspec.Meta(ge=0)] = 10_000
     """Requests that may wait, all together; one more is answered 503."""
     max_waiting_per_key: Count | None = None

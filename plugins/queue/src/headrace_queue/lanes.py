@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.errors import PluginError
 
+from .following import ANY_NUMBER, Followed
 from .gate import Group
 from .slots import Backend, Lane
 
@@ -59,6 +60,11 @@ def _problems(config: QueueConfig, gateway: Gateway) -> Iterator[str]:
             yield f"backends: no model uses a backend {name!r} (there are: {', '.join(targets) or 'none'})"
         elif numbers.setdefault(targets[name], (name, number))[1] != number:
             yield f"backends: {numbers[targets[name]][0]!r} and {name!r} are the same server: give both the same number"
+    for name in config.follow:
+        if name not in targets:
+            yield f"follow: no model uses a backend {name!r} (there are: {', '.join(targets) or 'none'})"
+    if config.follow and "routing" not in gateway.plugins:
+        yield "follow: it is the plugin routing that asks engines: add [plugins.routing]"
     yield from _too_small(config, gateway.config.server.workers)
 
 
@@ -98,15 +104,23 @@ def plan(config: QueueConfig, gateway: Gateway, split: Callable[[int], int]) -> 
 
 
 def _backends(config: QueueConfig, gateway: Gateway, split: Callable[[int], int]) -> dict[str, Backend]:
-    numbers: dict[Identity, int] = {}
     targets = {target.name: identity(target) for model in gateway.models for target in model.targets}
-    for name, number in config.backends.items():
-        numbers[targets[name]] = number
+    numbers: dict[Identity, int] = {targets[name]: ANY_NUMBER for name in config.follow}
+    if config.max_concurrency is not None:
+        numbers = dict.fromkeys(targets.values(), config.max_concurrency)
+    numbers |= {targets[name]: number for name, number in config.backends.items()}
     made: dict[Identity, Backend] = {}
     for name, where in targets.items():
-        slots = numbers.get(where, config.max_concurrency)
-        made.setdefault(where, Backend(name, math.inf if slots is None else split(slots)))
+        made.setdefault(where, Backend(name, split(numbers[where]) if where in numbers else math.inf))
     return {name: made[where] for name, where in targets.items()}
+
+
+def followed(config: QueueConfig, gateway: Gateway) -> list[Followed]:
+    """The backends that follow their engines, with what they may have at most."""
+    targets = {target.name: target for model in gateway.models for target in model.targets}
+    numbers = {identity(targets[name]): number for name, number in config.backends.items()}
+    found = {identity(targets[name]): targets[name] for name in config.follow}
+    return [Followed(target, numbers.get(where, config.max_concurrency)) for where, target in found.items()]
 
 
 def identity(target: Target) -> Identity:

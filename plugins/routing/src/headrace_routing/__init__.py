@@ -87,5 +87,10 @@ async def _end_early(gateway: Gateway, polling: asyncio.Task[None]) -> None:
 def polled(gateway: Gateway) -> list[Target]:
     """The targets whose engines are to be asked for their load, each once."""
     wanting = {name for name, policy in used(gateway) if isinstance(policy, QueueAware)}
-    targets = [target for model in gateway.models if model.name in wanting for target in model.targets]
+    targets = [
+        target
+        for model in gateway.models
+        for target in model.targets
+        if model.name in wanting or target.name in gateway.loads_wanted
+    ]
     return list({target.name: target for target in targets}.values())

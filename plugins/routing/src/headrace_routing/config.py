@@ -102,8 +102,9 @@ class PolicyConfig(Strict, frozen=True):
 
 
 class MetricsConfig(Strict, frozen=True):
-    """`[plugins.routing.metrics]`: how the engines behind models with a policy of the kind `queue_aware` are asked for
-    their load. Those of vLLM, SGLang, TGI and llama.cpp are understood."""
+    """`[plugins.routing.metrics]`: how the engines behind models with a policy of the kind `queue_aware`, and those
+    that `[plugins.queue] follow` names, are asked for their load. Those of vLLM, SGLang, TGI and
+    llama.cpp are understood."""
 
     interval: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 1.0
     """Seconds between two questions to the same engine, for each worker."""
