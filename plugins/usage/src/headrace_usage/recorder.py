@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headrace.usage")
 
-GATHER_SECONDS = 0.12
-"""How long rows are gathered before they are written: many of them for the price of one."""
+GATHER_SECONDS = 0.3
+"""How long rows are gathered before they are written, unless it is a batch before: many of them for the price of one."""
 BATCH = 1000
 """Requests that are written at once."""
 RETRY_SECONDS = 1.0
@@ -119,7 +119,8 @@ class Recorder:
         while not self._stopping.is_set():
             self._wake.wait(self._patience())
             self._wake.clear()
-            self._stopping.wait(GATHER_SECONDS)
+            if len(self._queue) < BATCH:
+                self._stopping.wait(GATHER_SECONDS)
             self._survive(self._turn)
             with self._watch.watched():
                 self._survive(self._chores)
