@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("headrace.usage")
 
 GATHER_SECONDS = 0.3
-"""How long rows are gathered before they are written, unless it is a batch before: many of them for the price of one."""
+"""How long rows are gathered before they are written, if it is no batch before: many of them for the price of one."""
 BATCH = 1000
 """Requests that are written at once."""
 RETRY_SECONDS = 1.0
