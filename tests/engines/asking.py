@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import openai
 
 from ..processes import until
 from ..stack import Stack
-from .vllm import Server
 
 PARTS = (
     "mil",
@@ -40,6 +40,8 @@ PARTS = (
 STAND_INS = ("fake", "raw")
 """Backends of every stack of the tests that are no servers of ours."""
 HELLO = [{"role": "user", "content": "What does the wheel do?"}]
+ENDLESS: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True, "temperature": 0}
+"""An answer that lasts until somebody ends it, or for ten seconds at least."""
 
 
 class Words:
@@ -150,7 +152,23 @@ class Caller:
         return {each["name"]: each["condition"] for each in targets if each["name"] not in STAND_INS}
 
 
-def idle_after(server: Server, since: float) -> float:
+class Resting(Protocol):
+    """An engine that tells whether it has nothing to do."""
+
+    def at_rest(self) -> bool: ...
+
+
+@contextlib.contextmanager
+def asking(caller: Caller, model: str, path: str, stream: bool, **fields: Any) -> Iterator[socket.socket]:
+    """A request over a connection of its own. At the end the client leaves."""
+    prompt = {"prompt": "\n"} if path == "/v1/completions" else {"messages": HELLO}
+    with caller.route.connect() as connection:
+        body = {"model": model, "stream": stream, **prompt, **ENDLESS, **fields}
+        connection.sendall(caller.route.request(body, path=path))
+        yield connection
+
+
+def idle_after(server: Resting, since: float) -> float:
     """Wait until a server has nothing to do; the seconds from `since` (`time.monotonic()`) on."""
     until(server.at_rest, "the engine's rest")
     seconds = time.monotonic() - since

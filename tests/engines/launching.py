@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
+
 from ..processes import free_port, need, process_tree, until
 from ..stack import Stack
 from .asking import Caller
-from .vllm import ENVIRONMENT, NAME, START_SECONDS
+from .vllm import ENVIRONMENT, NAME, START_SECONDS, counted, leave_a_cpu
 
 CONFIG = """
 [server]
@@ -93,6 +95,19 @@ class Site:
     def first(self) -> int:
         """The engine's first process."""
         return next(pid for pid in self.engine() if b"serve" in command(pid) and b"keeper.py" not in command(pid))
+
+    def leave_a_cpu(self) -> None:
+        """Keep the engine from one CPU, whose timing is looked at."""
+        for pid in self.engine():
+            leave_a_cpu(pid)
+
+    @property
+    def running(self) -> int:
+        """Requests that the engine answers now, as it says."""
+        return int(counted(httpx.get(f"http://127.0.0.1:{self.port}/metrics").text, "num_requests_running"))
+
+    def at_rest(self) -> bool:
+        return self.running == 0
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A `headrace` command."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .asking import HELLO, Caller, Words, calling, idle_after
+from .asking import ENDLESS, HELLO, Caller, Words, asking, calling, idle_after
 from .vllm import SEATS, Server, table
 
 MODELS = """
@@ -38,12 +38,10 @@ exact_prompts = true
 [[plugins.ratelimit.limits]]
 tokens_per_day = 10_000_000
 """
-IDLE_LIMIT = 1.5
-"""Seconds until an engine has nothing to do any more: a quarter is usual where nothing else runs."""
+IDLE_LIMIT = 1.0
+"""Seconds until an engine has nothing to do any more: a tenth is usual where nothing else runs."""
 COUNT = 600
 """Tokens of an answer that takes some seconds."""
-ENDLESS: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True, "temperature": 0}
-"""An answer that lasts until somebody ends it, or for ten seconds at least."""
 STREAMS = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 PROMPTS: dict[str, Callable[[Words], dict[str, Any]]] = {
     "a question": lambda words: {"messages": [{"role": "user", "content": words(40)}]},
@@ -274,13 +272,3 @@ def test_a_gateway_that_stops_leaves_no_request_behind(
         assert stack.launched.end(signal.SIGTERM) == 0
         ended = time.monotonic()
         assert idle_after(a, ended) < IDLE_LIMIT
-
-
-@contextlib.contextmanager
-def asking(caller: Caller, model: str, path: str, stream: bool) -> Iterator[socket.socket]:
-    """A request over a connection of its own. At the end the client leaves."""
-    prompt = {"prompt": "\n"} if path == "/v1/completions" else {"messages": HELLO}
-    with caller.route.connect() as connection:
-        body = {"model": model, "stream": stream, **prompt, **ENDLESS}
-        connection.sendall(caller.route.request(body, path=path))
-        yield connection

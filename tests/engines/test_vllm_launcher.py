@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from ..processes import still_there
-from .asking import Caller
+from .asking import Caller, asking, idle_after
 from .launching import Site, command, site
 
 
@@ -71,17 +71,32 @@ def test_when_the_gateway_is_killed_nothing_is_left(own_engine: Site, kit: Any) 
     print(f"all gone after {time.monotonic() - began:.1f} s")
 
 
-def test_with_one_worker_it_answers_and_when_the_gateway_stops_nothing_is_left(
-    launch: Callable[..., Any], kit: Any, tiny: Path
-) -> None:
+@pytest.fixture(scope="module")
+def one(launch: Callable[..., Any], kit: Any, tiny: Path) -> Iterator[Site]:
+    """A gateway whose engine has one worker."""
     from .conftest import vllm_python
 
-    with kit.short_folder() as folder, site(launch, folder, vllm_python(), tiny) as one:
-        with one.calling() as caller:
-            asked = caller.ask("wheel", max_tokens=5, stream=True).wait()
-            assert (asked.error, asked.finish) == (None, ["length"])
-        before = one.engine()
-        began = time.monotonic()
-        assert one.stack.launched.end() == 0
-        print(f"stopped after {time.monotonic() - began:.1f} s")
-        assert still_there(before) == []
+    with kit.short_folder() as folder, site(launch, folder, vllm_python(), tiny) as made:
+        made.leave_a_cpu()
+        yield made
+
+
+@pytest.mark.parametrize("model", ["wheel", "inline"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_second_after_the_client_left_the_engine_is_at_rest(one: Site, kit: Any, model: str, stream: bool) -> None:
+    with one.calling() as caller:
+        with asking(caller, model, "/v1/chat/completions", stream, max_tokens=1900):
+            kit.until(lambda: one.running == 1, "the engine's work")
+            left = time.monotonic()
+        assert idle_after(one, left) < 1
+
+
+def test_with_one_worker_it_answers_and_when_the_gateway_stops_nothing_is_left(one: Site) -> None:
+    with one.calling() as caller:
+        asked = caller.ask("wheel", max_tokens=5, stream=True).wait()
+        assert (asked.error, asked.finish) == (None, ["length"])
+    before = one.engine()
+    began = time.monotonic()
+    assert one.stack.launched.end() == 0
+    print(f"stopped after {time.monotonic() - began:.1f} s")
+    assert still_there(before) == []

@@ -109,8 +109,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """One of vLLM's own metrics, `num_requests_running` for instance, of all its engines."""
-        lines = self._client.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
+        return counted(self._client.get("/metrics").text, name)
 
     @property
     def running(self) -> int:
@@ -161,13 +160,22 @@ class Server:
         self._client.close()
 
 
+def counted(metrics: str, name: str) -> float:
+    """One of vLLM's metrics, of all its engines."""
+    return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(f"vllm:{name}{{"))
+
+
 def leave_a_cpu(pid: int) -> None:
-    """Keep a process, and those it starts, from one CPU, if there are several. vLLM's engine waits by yielding its CPU
-    over and over, and with some kernels (6.18) nobody else gets a turn for seconds then, not even the gateway's timers.
+    """Keep a process, and those it will start, from one CPU, if there are several.
+
+    vLLM's engine waits by yielding its CPU over and over, and with some kernels (6.18) nobody else gets a turn for
+    seconds then, not even the gateway's timers.
     """
     if hasattr(os, "sched_setaffinity"):
         everywhere = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(pid, everywhere[:-1] or everywhere)
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(int(thread.name), everywhere[:-1] or everywhere)
 
 
 def _command(pid: int) -> bytes:
