@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import urllib.parse
 from collections import deque
+from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, cast
@@ -75,7 +77,8 @@ class Protocol(asyncio.Protocol):
 
     @property
     def default_headers(self) -> Headers:
-        return self._server.default_headers
+        """What every answer has, unless nginx is in front: it says the date itself."""
+        return [_date(int(time.time()))]
 
     # --- the connection -------------------------------------------------------------------------------------------
 
@@ -257,6 +260,12 @@ class Protocol(asyncio.Protocol):
 def protocol_for(max_header_bytes: int) -> type[Protocol]:
     """The protocol with this limit."""
     return type("Protocol", (Protocol,), {"max_header_bytes": max_header_bytes})
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> tuple[bytes, bytes]:
+    """RFC 9110, 6.6.1."""
+    return b"date", formatdate(second, usegmt=True).encode()
 
 
 def _split(url: bytes) -> tuple[str, bytes, bytes]:

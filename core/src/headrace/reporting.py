@@ -81,9 +81,8 @@ class Reporting:
         self.unknown = 0
 
     def open(self) -> None:
-        """Begin to look for what is overdue. Call it in the loop; listening begins when an nginx shows its mark."""
+        """Call it in the loop. Listening begins when an nginx shows its mark."""
         self._loop = asyncio.get_running_loop()
-        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
 
     def close(self) -> None:
         if self._sweep is not None:
@@ -146,6 +145,8 @@ class Reporting:
             seconds = min(seconds, limits.connect + limits.first_byte + limits.idle + MARGIN_SECONDS)
         pending = Pending(self._loop.create_future(), self._loop.time() + seconds, pid)
         self._pending[key] = pending
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
         return pending
 
     def forget(self, key: str) -> None:
@@ -211,7 +212,7 @@ class Reporting:
 
     def _look_after(self) -> None:
         """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave."""
-        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
+        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after) if self._pending else None
         now = self._loop.time()
         gone = {seat.pid for seat in self._gone()}
         for pending in list(self._pending.values()):

@@ -25,7 +25,6 @@ from .tenure import Tenures
 KEEP_ALIVE_SECONDS = 75
 """Longer than nginx keeps its connections to us (60 s), so that it never sends into one that we are closing."""
 BACKLOG = 4096
-TICK_SECONDS = 1.0
 GARBAGE_AT = 10_000
 """New objects before Python looks for garbage. A request leaves none that reference counts would not find."""
 
@@ -107,12 +106,9 @@ class Server(uvicorn.Server):
         self._told_to_stop.set()
 
     async def main_loop(self) -> None:
-        """uvicorn looks ten times a second whether it is to stop; we are told, and make the Date header meanwhile."""
-        while not self.should_exit:
-            await self.on_tick(0)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_SECONDS):
-                    await self._told_to_stop.wait()
+        """uvicorn looks ten times a second whether it is to stop, and what the date is: we are told, and see then."""
+        if not self.should_exit:
+            await self._told_to_stop.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -130,7 +126,6 @@ class Server(uvicorn.Server):
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
         await self.startup(list(sockets))
-        await self.on_tick(0)  # makes the Date header
         try:
             yield
         finally:

@@ -100,13 +100,14 @@ class Files:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._both = path, path.with_name(path.name + "-wal")
         self._identity: tuple[int, int] | None = None
         self.seen: tuple[Stamp | None, ...] = ()
         """The stamps at the last look."""
 
     def now(self) -> tuple[Stamp | None, ...]:
         """The stamps of both."""
-        return tuple(_stamp(path) for path in (self._path, self._path.with_name(self._path.name + "-wal")))
+        return tuple(map(_stamp, self._both))
 
     def are_unchanged(self) -> bool:
         """Whether they are those of the last look, and old enough for their times to be told apart from now's."""

@@ -30,21 +30,50 @@ async def refreshing(plugin: Plugin) -> AsyncIterator[None]:
     for name, keeper in KEPT_BY.items():
         if keeper not in plugin.neighbours and any(getattr(each, name) for each in plugin.ring.principals()):
             logger.warning("there are keys with %s, which nothing enforces: enable the plugin %r", name, keeper)
-    stop = asyncio.Event()
-    task = asyncio.create_task(_watch(mirror, plugin.config.refresh_seconds, stop), name="headrace-keys-refresh")
+    watch = Watch(mirror, plugin.config.refresh_seconds)
+    task = asyncio.create_task(_follow(mirror, watch), name="headrace-keys-refresh")
     try:
         yield
     finally:
-        stop.set()  # not cancelled: a look that is under way in its thread still uses the connection
+        watch.stop()  # not cancelled: a look that is under way in its thread still uses the connection
         await task
         mirror.close()
 
 
-async def _watch(mirror: Mirror, seconds: float, stop: asyncio.Event) -> None:
+class Watch:
+    """Looks now and then whether the keys may have changed: as long as they have not, this wakes nobody."""
+
+    def __init__(self, mirror: Mirror, seconds: float) -> None:
+        self._mirror, self._seconds = mirror, seconds
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ring = asyncio.Event()
+        self.stopped = False
+
+    async def until_changed(self) -> bool:
+        """Wait until there may be something new; false if it was stopped."""
+        self._ring.clear()
+        if not self.stopped:
+            self._timer = self._loop.call_later(self._seconds, self._look)
+            await self._ring.wait()
+        return not self.stopped
+
+    def _look(self) -> None:
+        if self._mirror.is_unchanged():
+            self._timer = self._loop.call_later(self._seconds, self._look)
+        else:
+            self._ring.set()
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._ring.set()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+async def _follow(mirror: Mirror, watch: Watch) -> None:
     failed: str | None = None
-    while not await _is_set_within(stop, seconds):
-        if mirror.is_unchanged():
-            continue
+    while await watch.until_changed():
         try:
             await asyncio.to_thread(mirror.look)
         except Exception as error:  # whatever it is, looking must go on: else no key could be revoked any more
@@ -55,10 +84,3 @@ async def _watch(mirror: Mirror, seconds: float, stop: asyncio.Event) -> None:
             if failed is not None:
                 logger.warning("the keys can be read again")
             failed = None
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
