@@ -417,5 +417,5 @@ async def test_every_answer_says_the_date_at_which_it_was_made(monkeypatch: pyte
             (784111777, b"Sun, 06 Nov 1994 08:49:37 GMT"),
             (784111778, b"Sun, 06 Nov 1994 08:49:38 GMT"),
         ):
-            monkeypatch.setattr(module.time, "time", lambda second=second: second + 0.5)
+            monkeypatch.setattr("headrace.protocol.time.time", lambda second=second: second + 0.5)
             assert b"\r\ndate: " + date + b"\r\n" in await server.ask(request(headers=CLOSE))
