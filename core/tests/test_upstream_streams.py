@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from headrace.config import TargetTimeouts
-from headrace.errors import UpstreamTimeout
+from headrace.errors import UpstreamError, UpstreamTimeout
 from headrace.exchange import Reply, Target, UpstreamRequest
+from headrace.incoming import Incoming
 from headrace.upstream import WHOLE_LIMIT, Upstream, target_headers
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -136,6 +137,99 @@ async def test_the_time_a_slow_client_takes_is_not_the_backends_silence() -> Non
         assert await chunk(reply) == b"data: a\n\n"
         with pytest.raises(UpstreamTimeout, match=r"sent nothing for 0.6 s"):
             await asyncio.wait_for(chunk(reply), 5)
+
+
+class Leaving:
+    """Takes nothing: every chunk is left to whoever reads."""
+
+    def __call__(self, chunk: bytes) -> bytes:
+        return chunk
+
+
+class Taking:
+    """Takes every chunk, and tells when."""
+
+    def __init__(self) -> None:
+        self.taken: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def __call__(self, chunk: bytes) -> bytes:
+        self.taken.put_nowait(chunk)
+        return b""
+
+
+async def all_of(reply: Reply, take: Leaving | Taking) -> list[bytes]:
+    """What `take` leaves of a stream."""
+    assert isinstance(reply.stream, Incoming)
+    return [rest async for rest in reply.stream.through(take)]
+
+
+@pytest.mark.parametrize("take", [Leaving, Taking])
+async def test_a_stream_that_is_given_away_to_its_end_gives_its_connection_back(take: type[Leaving | Taking]) -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at):
+        for _ in range(3):
+            reply = await post(upstream, at)
+            taker = take()
+            reading = asyncio.create_task(all_of(reply, taker))
+            await backend.send(TOKEN)
+            await backend.send(END)
+            left = await reading
+            taken = [] if isinstance(taker, Leaving) else [taker.taken.get_nowait() for _ in range(taker.taken.qsize())]
+            assert b"".join(left + taken) == b"data: a\n\n" * 2
+            await reply.aclose()
+    assert (backend.requests, len(backend.connections)) == (3, 1)
+
+
+async def test_a_silent_stream_that_is_given_away_is_given_up() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend, idle=0.3) as (upstream, at):
+        taker = Taking()
+        reading = asyncio.create_task(all_of(await post(upstream, at), taker))
+        for _ in range(3):
+            assert await asyncio.wait_for(taker.taken.get(), 5) == b"data: a\n\n"
+            await backend.send(TOKEN)
+        with pytest.raises(UpstreamTimeout, match=r"sent nothing for 0.3 s"):
+            await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(backend.closed.wait(), 5)
+
+
+async def test_the_time_a_slow_client_takes_for_what_was_left_is_not_the_backends_silence() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend, idle=0.6) as (upstream, at):
+        reply = await post(upstream, at)
+        assert isinstance(reply.stream, Incoming)
+        rests = reply.stream.through(Leaving())
+        for _ in range(2):
+            assert await anext(rests) == b"data: a\n\n"
+            await backend.send(TOKEN)
+        await asyncio.sleep(0.9)  # what the client takes
+        assert await anext(rests) == b"data: a\n\n"
+        with pytest.raises(UpstreamTimeout, match=r"sent nothing for 0.6 s"):
+            await asyncio.wait_for(anext(rests), 5)
+
+
+async def test_a_stream_that_is_given_away_and_breaks_off_says_so() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at):
+        taker = Taking()
+        reading = asyncio.create_task(all_of(await post(upstream, at), taker))
+        assert await asyncio.wait_for(taker.taken.get(), 5) == b"data: a\n\n"
+        backend.connections[-1].close()
+        with pytest.raises(UpstreamError, match="broke"):
+            await asyncio.wait_for(reading, 5)
+
+
+async def test_a_giving_away_that_is_cancelled_closes_the_connection() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at):
+        reply, taker = await post(upstream, at), Taking()
+        reading = asyncio.create_task(all_of(reply, taker))
+        assert await asyncio.wait_for(taker.taken.get(), 5) == b"data: a\n\n"
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await reply.aclose()
+        await asyncio.wait_for(backend.closed.wait(), 5)
 
 
 async def test_a_reply_too_large_to_be_kept_is_passed_on_as_it_comes() -> None:

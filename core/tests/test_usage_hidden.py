@@ -48,8 +48,8 @@ def hide(chunks: Sequence[bytes]) -> tuple[list[bytes], bytes]:
             yield chunk
 
     async def run() -> tuple[list[bytes], bytes]:
-        hider = UsageHider(stream())
-        return [chunk async for chunk in hider.shown()], hider.hidden
+        hider = UsageHider()
+        return [chunk async for chunk in hider.shown(stream())], hider.hidden
 
     return asyncio.run(run())
 
@@ -112,7 +112,7 @@ async def test_the_stream_is_closed_with_the_one_that_shows_it() -> None:
         finally:
             closed.set()
 
-    shown = UsageHider(stream()).shown()
+    shown = UsageHider().shown(stream())
     assert await anext(shown) == CHUNK % 1
     await shown.aclose()  # type: ignore[attr-defined]
     assert closed.is_set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +17,7 @@ from .estimate import choices
 from .exchange import Exchange, Headers, Reply, Usage
 from .front import CARRIED, REPORT
 from .hooks import Hooks
+from .pump import Pump
 from .streaming import Tail, Taps, UsageHider
 from .vetting import BadEvent, Vetting
 
@@ -95,10 +96,12 @@ async def _send_stream(
     exchange: Exchange, reply: Reply, hooks: Hooks, taps: Taps | None, connection: Connection, event_stream: bool
 ) -> None:
     assert reply.stream is not None
-    hider = UsageHider(reply.stream) if _hides_usage(exchange, reply) else None
-    stream = hooks.wrap_stream(exchange, hider.shown() if hider is not None else reply.stream)
+    hider = UsageHider() if _hides_usage(exchange, reply) else None
+    shown = hider.shown(reply.stream) if hider is not None else reply.stream
+    stream = hooks.wrap_stream(exchange, shown)
     if taps is not None and taps.watcher:
         stream = taps.watch(stream)
+    plain = stream is shown  # no plugin has its hands in it
     dialect = exchange.endpoint.dialect
     tail, vetting = Tail(), dialect.vetting(choices(exchange)) if event_stream else None
     connection.events = event_stream
@@ -106,7 +109,9 @@ async def _send_stream(
     if connection.status is None:
         await connection.start(reply.status, head(exchange, reply.headers))
     try:
-        await _pump(exchange, stream, tail, connection, vetting, getattr(reply.stream, "hurry", None))
+        hurry = getattr(reply.stream, "hurry", None)
+        pump = Pump(exchange, connection, tail, hider=hider if plain else None, vetting=vetting, hurry=hurry)
+        await pump.run(reply.stream if plain else stream)
         rest = vetting.rest() if vetting is not None else b""
         tail.add(rest)
         if event_stream and not (_has_all(vetting, bytes(tail)) and _is_complete(dialect, vetting, bytes(tail))):
@@ -161,48 +166,6 @@ def _hides_usage(exchange: Exchange, reply: Reply) -> bool:
     resumes = exchange.model is not None and exchange.model.midstream == "resume"  # by one that tells it, perhaps
     hides = attempt.request.hides_usage or (resumes and not asks_for_usage(exchange.peek))
     return hides and reply.ok and reply.is_event_stream
-
-
-async def _pump(
-    exchange: Exchange,
-    stream: AsyncIterator[bytes],
-    tail: Tail,
-    connection: Connection,
-    vetting: Vetting | None,
-    hurry: Callable[[], None] | None,
-) -> None:
-    """Pass chunks on. Everything in this loop is paid for every chunk of every stream."""
-    look = vetting.look if vetting is not None else None
-    add, send_now, passed, sent = tail.add, connection.send_now, 0, 0
-    try:
-        async for chunk in stream:
-            if exchange.first_byte_at is None:
-                exchange.first_byte_at = time.perf_counter()
-            try:
-                if look is not None and not (chunk := look(chunk)):
-                    continue
-            except BadEvent as error:
-                if error.before:
-                    add(error.before)
-                    await connection.send(error.before)
-                raise
-            add(chunk)
-            passed += chunk.count(b"data:")
-            if send_now(chunk):
-                sent += len(chunk)
-            else:
-                tail.unsent = True
-                await connection.send(chunk)
-                tail.unsent = False
-            if hurry is not None and vetting is not None and vetting.finished:
-                hurry()
-                hurry = None
-    finally:
-        connection.bytes_sent += sent
-        exchange.events = passed
-        close = getattr(stream, "aclose", None)  # a generator suspended at its yield would stay open
-        if close is not None:
-            await close()
 
 
 async def comment(exchange: Exchange, text: bytes, connection: Connection) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import aiohttp
 import certifi
+import httptools
 from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
+from .body import Body
 from .exchange import Target, UpstreamRequest
 
 
@@ -78,9 +80,54 @@ def _proxy(target: Target) -> tuple[URL | None, str | None]:
     return url.with_user(None), f"Basic {base64.b64encode(login).decode()}"
 
 
-class _Handler(ResponseHandler):
-    """aiohttp's end of a connection. After each chunk aiohttp says that reading may go on, feeds its parser nothing
-    and starts its transport again: left out where reading was not stopped."""
+class Handler(ResponseHandler):
+    """aiohttp's end of a connection, from which a body can be taken over.
+
+    After each chunk aiohttp says that reading may go on, feeds its parser nothing and starts its transport again: left
+    out where reading was not stopped.
+    """
+
+    MOST_RECEIVED = 16_384
+    """Bytes of an answer after which its body stays with aiohttp, as long as nobody has taken it over."""
+
+    body: Body | None = None
+    """What is read here and not by aiohttp."""
+    _received: list[bytes] | None = None
+    """All that came of the answer; None if that is too much."""
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request is sent."""
+        ResponseHandler.set_response_params(self, **params)
+        self.body, self._received = None, []
+
+    def data_received(self, data: bytes) -> None:
+        if self.body is not None:
+            self.body.feed(data)
+            return
+        if self._received is not None:
+            self._received.append(data)
+            if sum(map(len, self._received)) > self.MOST_RECEIVED:
+                self._received = None
+        ResponseHandler.data_received(self, data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        ResponseHandler.connection_lost(self, exc)
+        if self.body is not None:
+            self.body.lost()
+            self.body = None
+
+    def take_over(self, content: aiohttp.StreamReader) -> Body | None:
+        """Have the rest of a chunked body given away as it comes; None if it must be read from `content`."""
+        received, self._received = self._received, None
+        try:
+            body = Body(self, content, received or ())
+        except httptools.HttpParserError:
+            return None
+        if not received or body.ended:
+            body.leave()
+            return None
+        body.begin()
+        return body
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         if self._reading_paused:
@@ -96,7 +143,7 @@ def _session(target: Target) -> aiohttp.ClientSession:
         if target.socket
         else aiohttp.TCPConnector(ssl=_context(target.verify), **pool)
     )
-    setattr(connector, "_factory", functools.partial(_Handler, loop=asyncio.get_running_loop()))  # noqa: B010
+    setattr(connector, "_factory", functools.partial(Handler, loop=asyncio.get_running_loop()))  # noqa: B010
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(connect=timeouts.connect, sock_connect=timeouts.connect),

@@ -99,7 +99,7 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
 class UsageHider:
-    """A stream without the event that tells nothing but the usage, for a client that did not ask for it.
+    """Leaves out the event that tells nothing but the usage, for a client that did not ask for it.
 
     What was left out is in `hidden`. An event is held back until it is whole.
     """
@@ -107,25 +107,34 @@ class UsageHider:
     HELD = 65_536
     """Bytes of an event that are held back at most."""
 
-    def __init__(self, stream: AsyncIterator[bytes]) -> None:
-        self._stream = stream
+    __slots__ = ("_held", "hidden")
+
+    def __init__(self) -> None:
+        self._held = b""
         self.hidden = b""
 
-    async def shown(self) -> AsyncIterator[bytes]:
-        """What the client gets."""
-        held = b""
+    def look(self, chunk: bytes) -> bytes:
+        """What is shown now that this has come."""
+        if not self._held and b'"usage"' not in chunk and chunk.endswith(b"\n\n"):
+            return chunk
+        shown, self._held = self._split(self._held + chunk)
+        return shown
+
+    def rest(self) -> bytes:
+        """What was held back, of a stream that has ended."""
+        held, self._held = self._held, b""
+        return held
+
+    async def shown(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """What is shown of a stream."""
         try:
-            async for chunk in self._stream:
-                if not held and b'"usage"' not in chunk and chunk.endswith(b"\n\n"):
-                    yield chunk
-                    continue
-                shown, held = self._split(held + chunk)
-                if shown:
+            async for chunk in stream:
+                if shown := self.look(chunk):
                     yield shown
-            if held:
-                yield held
+            if rest := self.rest():
+                yield rest
         finally:
-            close = getattr(self._stream, "aclose", None)
+            close = getattr(stream, "aclose", None)
             if close is not None:
                 await close()
 

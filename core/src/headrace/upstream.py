@@ -5,26 +5,18 @@ No redirects, no cookies, no proxies from the environment; bodies stay as packed
 
 from __future__ import annotations
 
-import asyncio
-
 import aiohttp
 
-from .errors import GatewayError, Unavailable, UpstreamError, UpstreamTimeout
 from .exchange import Exchange, Reply, Target, UpstreamRequest
+from .incoming import BROKEN, Incoming, as_gateway_error, silent
 from .pool import Pool
 from .timelimit import Deadline
-from .verdict import EVIDENCE_LIMIT, check, check_first, has_begun, unreached
+from .verdict import check
 
 WHOLE_LIMIT = 16 * 1024 * 1024
 """A reply that is no stream is read whole up to this size, so that a cut one can still be asked for elsewhere."""
-FAREWELL_SECONDS = 2.0
-"""For so long a stream that has given its finish reason is waited for: its token counts, and its end."""
-MOST_HELD = 65_536
-"""Bytes of a stream in which its first token is looked for."""
 LINES = "application/x-ndjson"
 """Streams of JSON, one value a line, as Ollama gives them: whoever asks for a stream is given this one, too."""
-BROKEN = (aiohttp.ClientError, OSError, ValueError)
-"""What the client library raises when a request fails."""
 
 
 class Upstream:
@@ -59,9 +51,9 @@ class Upstream:
         timeouts = target.timeouts
         try:
             if not streaming or timeouts.first_token is None:
-                with Deadline(timeouts.first_byte, lambda: _silent(timeouts.first_byte, target)):
+                with Deadline(timeouts.first_byte, lambda: silent(timeouts.first_byte, target)):
                     return await self._ask(target, request, checked, streaming)
-            with Deadline(timeouts.first_token, lambda: _silent(timeouts.first_token, target, "no token")):
+            with Deadline(timeouts.first_token, lambda: silent(timeouts.first_token, target, "no token")):
                 return await self._ask_for_token(target, request, checked)
         except BROKEN as error:
             raise as_gateway_error(error, target) from error
@@ -70,9 +62,9 @@ class Upstream:
         return await _reply(await self._pool(target).request(request), target, checked, streaming)
 
     async def _ask_for_token(self, target: Target, request: UpstreamRequest, checked: bool) -> Reply:
-        with Deadline(target.timeouts.first_byte, lambda: _silent(target.timeouts.first_byte, target)):
+        with Deadline(target.timeouts.first_byte, lambda: silent(target.timeouts.first_byte, target)):
             reply = await self._ask(target, request, checked, True)
-        if isinstance(reply.stream, _Stream) and reply.is_event_stream:
+        if isinstance(reply.stream, Incoming) and reply.is_event_stream:
             try:
                 await reply.stream.until_token()
             except BaseException:
@@ -90,7 +82,7 @@ class Upstream:
 
 async def _reply(response: aiohttp.ClientResponse, target: Target, checked: bool, streaming: bool) -> Reply:
     """The reply, whole if it is no stream, else with its first chunk already here."""
-    stream = _Stream(response, target)
+    stream = Incoming(response, target)
     headers = [(name.lower(), value) for name, value in response.raw_headers]
     reply = Reply(response.status, headers, close=stream.aclose)
     try:
@@ -107,7 +99,7 @@ async def _reply(response: aiohttp.ClientResponse, target: Target, checked: bool
     return reply
 
 
-async def _read_whole(reply: Reply, stream: _Stream, content: aiohttp.StreamReader) -> None:
+async def _read_whole(reply: Reply, stream: Incoming, content: aiohttp.StreamReader) -> None:
     parts: list[bytes] = []
     size = 0
     while not content.at_eof():
@@ -120,130 +112,6 @@ async def _read_whole(reply: Reply, stream: _Stream, content: aiohttp.StreamRead
             return
     reply.content = b"".join(parts)
     stream.close()
-
-
-class _Stream:
-    """The chunks of a body; raises UpstreamTimeout if the backend is silent for `timeouts.idle` seconds.
-
-    One timer per stream, not per chunk: a chunk only notes the time. What a slow client takes does not count,
-    for the backend is not asked meanwhile.
-    """
-
-    __slots__ = ("_clock", "_expired", "_idle", "_read", "_response", "_target", "_timer", "_waiting_since", "first")
-
-    def __init__(self, response: aiohttp.ClientResponse, target: Target) -> None:
-        self.first = b""
-        """A chunk that was read before."""
-        self._response = response
-        self._read = response.content.readany
-        self._target = target
-        self._idle = target.timeouts.idle
-        """Seconds that it may be silent."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._waiting_since: float | None = None
-        self._expired = False
-
-    async def open(self) -> None:
-        """Wait for the first chunk, and look whether it is an error."""
-        self.first = await self._read()
-        if not self.first:
-            raise UpstreamError("The backend sent an empty stream.", detail=f"target {self._target.name}")
-        check_first(self.first, self._target)
-
-    async def until_token(self) -> None:
-        """Wait until there is more than a role and comments."""
-        check_first(self.first, self._target, anywhere=True)
-        while not has_begun(self.first) and len(self.first) < MOST_HELD:
-            chunk = await self._read()
-            if not chunk:
-                raise UpstreamError("The backend ended the stream before its first token.")
-            self.first += chunk
-            check_first(self.first, self._target, anywhere=True)
-
-    def __aiter__(self) -> _Stream:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._timer is None:
-            if self.first:
-                chunk, self.first = self.first, b""
-                return chunk
-            self._watch(self._idle)
-        self._waiting_since = self._clock()
-        try:
-            chunk = await self._read()
-        except BROKEN as error:
-            raise self._failure(error) from error
-        finally:
-            self._waiting_since = None
-        if not chunk:
-            self.close()
-            raise StopAsyncIteration
-        return chunk
-
-    def _watch(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._clock = loop.time
-        self._timer = loop.call_later(seconds, self._look)
-
-    def hurry(self) -> None:
-        """All has been said that matters: whoever does not end now need not be waited for."""
-        self._idle = min(self._idle, FAREWELL_SECONDS)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._watch(self._idle)
-
-    def _look(self) -> None:
-        """End the stream if its reader has waited too long; if nobody reads, the next one to do so starts a timer."""
-        self._timer = None
-        if self._waiting_since is None:
-            return
-        left = self._waiting_since + self._idle - self._clock()
-        if left > 0:
-            self._watch(left)
-        else:
-            self._expired = True
-            self._response.close()  # which wakes the reader
-
-    def _failure(self, error: Exception) -> GatewayError:
-        self.close()
-        return _silent(self._idle, self._target) if self._expired else as_gateway_error(error, self._target)
-
-    def close(self) -> None:
-        """End it. The connection of a body that was not read to its end is closed, any other is in the pool already."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self._response.closed:
-            self._response.close()
-
-    async def aclose(self) -> None:
-        self.close()
-
-
-def _silent(seconds: float | None, target: Target, what: str = "nothing") -> UpstreamTimeout:
-    return UpstreamTimeout(f"The backend sent {what} for {seconds:g} s.", detail=f"target {target.name}")
-
-
-def as_gateway_error(error: BaseException, target: Target) -> GatewayError:
-    """Name what went wrong on the way to a backend; the address stays in the detail."""
-    detail = f"target {target.name} at {target.socket or target.base_url}: {_named(error)}"
-    if isinstance(error, aiohttp.ConnectionTimeoutError | aiohttp.ServerTimeoutError):
-        return unreached(UpstreamTimeout("No connection to the backend could be had in time.", detail=detail))
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        return UpstreamError("The backend's TLS certificate was not accepted.", detail=detail)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return unreached(Unavailable("The backend cannot be reached.", detail=detail))
-    return UpstreamError("The connection to the backend broke.", detail=detail, evidence=str(error)[:EVIDENCE_LIMIT])
-
-
-def _named(error: BaseException) -> str:
-    """An error for the log. Those that are about what a backend has said may repeat it: only their names are told."""
-    name = type(error).__name__
-    if isinstance(error, aiohttp.ClientOSError | OSError | aiohttp.ConnectionTimeoutError):
-        return f"{name}: {error}"
-    cause = error.__cause__
-    return f"{name} ({type(cause).__name__})" if cause is not None else name
 
 
 FORWARDED = (
