@@ -97,6 +97,7 @@ typedef struct {
     size_t        held_size;
     size_t        held_room;
     headrace_line_e  line;      /* how far that event has come, or the one that is too long */
+    ngx_chain_t  *given;        /* the only link of what has come, if nothing is to follow it: it goes on itself */
     ngx_chain_t  *free;
     ngx_chain_t  *busy;
 } watch_t;
@@ -787,12 +788,15 @@ add(watch_t *watch, ngx_chain_t *link, ngx_chain_t ***place)
 static ngx_int_t
 add_buffer(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_chain_t ***place)
 {
-    ngx_chain_t  *link = ngx_alloc_chain_link(r->pool);
+    ngx_chain_t  *link = watch->end ? NULL : watch->given;
 
     if (link == NULL) {
-        return NGX_ERROR;
+        link = ngx_alloc_chain_link(r->pool);
+        if (link == NULL) {
+            return NGX_ERROR;
+        }
+        link->buf = buffer;
     }
-    link->buf = buffer;
     add(watch, link, place);
     return NGX_OK;
 }
@@ -1093,6 +1097,7 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
     if (watch == NULL || watch->mode == mode_none) {
         return next_body_filter(r, in);
     }
+    watch->given = in != NULL && in->next == NULL && !in->buf->last_buf ? in : NULL;
     for (link = in; link != NULL; link = link->next) {
         if (watch->ended) {
             link->buf->pos = link->buf->last;   /* more than the end has come */
@@ -1105,7 +1110,7 @@ body_filter(ngx_http_request_t *r, ngx_chain_t *in)
         return NGX_OK;                  /* nothing of it is shown */
     }
     rc = next_body_filter(r, out);
-    release(r, watch, out);
+    release(r, watch, out == in ? NULL : out);
     return rc;
 }
 
