@@ -113,7 +113,7 @@ def test_wherever_it_is_cut_and_taken_over_all_of_it_is_given_once_and_in_order(
     head = (EARLY if early else b"") + HEAD
 
     async def run() -> bytes:
-        handler, _, content = await answered(head, *parts[:before])
+        handler, transport, content = await answered(head, *parts[:before])
         body, taker = handler.take_over(content), Taker(left)
         if body is None:
             assert content.is_eof(), "it was all here"
@@ -132,6 +132,7 @@ def test_wherever_it_is_cut_and_taken_over_all_of_it_is_given_once_and_in_order(
             seen = len(taker.taken)
             if not rest:
                 assert body.ended and content.is_eof() and handler.body is None
+                assert transport.reading, "the connection is for others now"
                 return got
 
     assert asyncio.run(run()) == b"".join(pieces)

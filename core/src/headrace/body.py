@@ -90,9 +90,7 @@ class Body:
         return rest
 
     async def _wait(self, take: Take) -> None:
-        if self._paused and self._handler.transport is not None:
-            self._paused = False
-            self._handler.transport.resume_reading()
+        self._resume()
         self._heard = self._loop.time()
         self._wake = self._loop.create_future()
         self._take = take
@@ -157,6 +155,11 @@ class Body:
             self._paused = True
             self._handler.transport.pause_reading()
 
+    def _resume(self) -> None:
+        if self._paused and self._handler.transport is not None:
+            self._handler.transport.resume_reading()
+        self._paused = False
+
     def _break(self, error: Exception) -> None:
         """What comes is no part of the body."""
         if self.ended:
@@ -167,8 +170,8 @@ class Body:
 
     def _end(self) -> None:
         """aiohttp learns that it is complete, and has the connection back."""
-        self._handler.body = None
-        self._parser = None
+        self._handler.body = self._parser = None
+        self._resume()
         self._content.feed_eof()
         self._stop()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from headrace.exchange import Principal, Usage
     from headrace.models import Model
 
-    from .money import Prices
+    from .money import Prices, Rate
 
 COMPLETED, ABORTED, CUT, FAILED = range(4)
 ENDED = ("completed", "aborted", "cut", "failed")
@@ -24,6 +24,8 @@ DELIVERIES = ("", "inline", "offload")
 """Who delivered the answer; nobody if the request was refused before that was chosen."""
 LONGEST_TEXT = 200
 KNOWN = 4096
+NOBODY = ("",) * 5
+NO_TOKENS = (0, 0, 0)
 LARGEST = 2**40
 """Of numbers that backends tell: what is larger is not meant."""
 
@@ -129,6 +131,23 @@ class Pending(NamedTuple):
     failures: list[Failed] | None
 
 
+class Kind(NamedTuple):
+    """What rows of requests of one kind have in common."""
+
+    series: Series
+    asked: str | None
+    served: str | None
+    error: str | None
+    delivery: int
+    ended: int
+    failed: int
+    well: bool
+    charged: bool
+    """As the plugin `budget` charges: nothing if no backend was asked."""
+    rate: Rate | None
+    """None: not known, or nothing is charged."""
+
+
 class Book:
     """Makes rows of what has ended.
 
@@ -141,64 +160,67 @@ class Book:
     def __init__(self, writer: int, prices: Prices, *, addresses: bool) -> None:
         self._writer, self._prices, self._addresses = writer, prices, addresses
         self._numbers = itertools.count(1)
-        self._known: dict[tuple[str | None, ...], Series] = {}
+        self._known: dict[tuple[Any, ...], Kind] = {}
         """Most requests are of a kind that there was before."""
 
     def entries(self, ended: Pending) -> Iterator[Entry]:
         """The rows of one request: its failed tries, then itself."""
-        at, number = int(ended.at * 1000), next(self._numbers)
-        whole = self._request(ended, at, number)
+        whole = self._request(ended, int(ended.at * 1000), next(self._numbers))
         for failed in ended.failures or ():
             yield self._failed_try(whole, failed)
         yield whole
 
     def _request(self, ended: Pending, at: int, number: int) -> Entry:
-        model = ended.model.name if ended.model is not None else ""
-        well = ended.completed and ended.status < 400
-        usage, latency, ttft = ended.usage, _micro(ended.duration), _micro_or_none(ended.ttft)
-        return Entry(
-            *(at, self._writer, number, 0, self._series(ended, model), clean(ended.id)),
-            asked=clean(ended.asked) if ended.asked is not None and ended.asked != model else None,
-            served=clean(ended.served.name) if ended.served is not None and ended.served.name != model else None,
-            error=clean(ended.error) if ended.error else None,
-            address=clean(ended.address) if self._addresses else None,
-            delivery=DELIVERIES.index(ended.delivery),
-            stream=int(ended.stream),
-            ended=(how := how_it_ended(ended)),
-            failed=int(how >= CUT or (how == COMPLETED and not well)),
-            estimated=int(usage is not None and usage.estimated),
-            input=_sane(usage.prompt_tokens) if usage is not None else 0,
-            cached=_sane(usage.cached_tokens) if usage is not None else 0,
-            output=_sane(usage.completion_tokens) if usage is not None else 0,
-            cost=self._cost(ended),
-            latency=latency,
-            ttft=ttft,
-            latency_bucket=bucket(latency) if well else None,
-            ttft_bucket=bucket(ttft) if well and ttft is not None else None,
+        kind, usage = self._kind(ended), ended.usage
+        latency, ttft = _micro(ended.duration), _micro_or_none(ended.ttft)
+        tokens = _tokens(usage) if usage is not None else NO_TOKENS
+        costs = kind.charged and (usage is not None or ended.answered)
+        return Entry._make(
+            (
+                *(at, self._writer, number, 0, kind.series, clean(ended.id)),
+                *(kind.asked, kind.served, kind.error, clean(ended.address) if self._addresses else None),
+                *(kind.delivery, int(ended.stream), kind.ended, kind.failed),
+                *(int(usage is not None and usage.estimated), *tokens),
+                (kind.rate.cost(*tokens) if kind.rate is not None else None) if costs else 0,
+                *(latency, ttft),
+                bucket(latency) if kind.well else None,
+                bucket(ttft) if kind.well and ttft is not None else None,
+            )
         )
 
-    def _series(self, ended: Pending, model: str) -> Series:
-        who = ended.principal
-        caller = (who.id, who.name, who.owner, who.team, who.role) if who is not None else ("",) * 5
-        key = (*caller, model, ended.target, ended.endpoint, ended.status)
+    def _kind(self, ended: Pending) -> Kind:
+        """What this request has in common with others."""
+        who, model, served = ended.principal, ended.model, ended.served
+        key = (
+            *((who.id, who.name, who.owner, who.team, who.role) if who is not None else NOBODY),
+            *(model.name if model is not None else "", ended.asked, served.name if served is not None else None),
+            *(ended.target, ended.endpoint, ended.delivery, ended.status, ended.error, ended.completed, ended.aborted),
+        )
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= KNOWN:
                 self._known.clear()
-            found = self._known[key] = Series._make((*[clean(each or "") for each in key[:-1]], ended.status, 0))
+            found = self._known[key] = self._new_kind(ended, key[:5])
         return found
 
-    def _cost(self, ended: Pending) -> int | None:
-        """As the plugin `budget` charges: nothing if no backend answered."""
-        usage = ended.usage
-        if ended.served is None or (usage is None and not ended.answered):
-            return 0
-        rate = self._prices.of(ended.served.name, ended.target or "")
-        if rate is None:
-            return None
-        if usage is None:
-            return rate.cost(0, 0, 0)
-        return rate.cost(_sane(usage.prompt_tokens), _sane(usage.cached_tokens), _sane(usage.completion_tokens))
+    def _new_kind(self, ended: Pending, caller: Iterable[Any]) -> Kind:
+        model = ended.model.name if ended.model is not None else ""
+        names = [clean(each or "") for each in (*caller, model, ended.target, ended.endpoint)]
+        well = ended.completed and ended.status < 400
+        how = how_it_ended(ended)
+        served = ended.served.name if ended.served is not None else None
+        return Kind(
+            series=Series._make((*names, ended.status, 0)),
+            asked=clean(ended.asked) if ended.asked is not None and ended.asked != model else None,
+            served=clean(served) if served is not None and served != model else None,
+            error=clean(ended.error) if ended.error else None,
+            delivery=DELIVERIES.index(ended.delivery),
+            ended=how,
+            failed=int(how >= CUT or (how == COMPLETED and not well)),
+            well=well,
+            charged=served is not None,
+            rate=self._prices.of(served, ended.target or "") if served is not None else None,
+        )
 
     @staticmethod
     def _failed_try(whole: Entry, failed: Failed) -> Entry:
@@ -238,6 +260,10 @@ def clean(text: str) -> str:
     """What every database takes and no terminal obeys: printable, and not too long."""
     text = text[:LONGEST_TEXT]
     return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
+
+
+def _tokens(usage: Usage) -> tuple[int, int, int]:
+    return _sane(usage.prompt_tokens), _sane(usage.cached_tokens), _sane(usage.completion_tokens)
 
 
 def _sane(tokens: int) -> int:
