@@ -156,7 +156,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=count_of, default=96, help="streams per measurement")
     parser.add_argument("--concurrency", type=_counts, default=(1, 32), metavar="N,M", help="numbers of connections")
     parser.add_argument("--chunks", type=count_of, default=100, help="content chunks of a stream")
-    parser.add_argument("--pace", type=float, default=10.0, help="milliseconds between two chunks; 0: at once")
+    parser.add_argument(
+        "--pace", type=float, default=40.0, help="milliseconds between two chunks, in step with each other; 0: at once"
+    )
     parser.add_argument(
         "--warm-up", type=count_of, default=200, help="requests before each measurement that do not count"
     )

@@ -52,7 +52,9 @@ class Pump:
             async with aclosing(_left(stream, self.take)) as rests:
                 async for rest in rests:
                     await self._wait(rest)
-            await self._wait(self.take(self._hider.rest()) if self._hider is not None else b"")
+            if self._hider is not None and (held := self._hider.rest()):
+                self._looks = self._looks[1:]  # it has looked at that
+                await self._wait(self.take(held))
         except BadEvent:
             if self._before:
                 self._tail.add(self._before)
