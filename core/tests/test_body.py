@@ -247,3 +247,12 @@ async def test_a_body_that_was_read_or_left_is_no_garbage() -> None:
             assert not any(isinstance(each, Body) for each in gc.get_objects())
     finally:
         gc.enable()
+
+
+async def test_what_is_kept_of_an_answer_that_nobody_takes_over_is_bounded() -> None:
+    handler, _, content = await answered(HEAD)
+    for _ in range(Handler.MOST_RECEIVED // 6):
+        handler.data_received(b"1\r\na\r\n")
+    assert handler.take_over(content) is None
+    handler.data_received(b"0\r\n\r\n")
+    assert await content.read() == b"a" * (Handler.MOST_RECEIVED // 6)

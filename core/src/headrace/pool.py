@@ -94,21 +94,28 @@ class Handler(ResponseHandler):
     """What is read here and not by aiohttp."""
     _received: list[bytes] | None = None
     """All that came of the answer; None if that is too much."""
+    _room = 0
+    """Bytes that it may still have."""
 
     def set_response_params(self, **params: Any) -> None:
         """A request is sent."""
         ResponseHandler.set_response_params(self, **params)
-        self.body, self._received = None, []
+        self.body, self._received, self._room = None, [], self.MOST_RECEIVED
 
     def data_received(self, data: bytes) -> None:
         if self.body is not None:
             self.body.feed(data)
             return
         if self._received is not None:
-            self._received.append(data)
-            if sum(map(len, self._received)) > self.MOST_RECEIVED:
-                self._received = None
+            self._keep(data)
         ResponseHandler.data_received(self, data)
+
+    def _keep(self, data: bytes) -> None:
+        assert self._received is not None
+        self._received.append(data)
+        self._room -= len(data)
+        if self._room < 0:
+            self._received = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         ResponseHandler.connection_lost(self, exc)
