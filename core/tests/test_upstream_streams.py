@@ -219,6 +219,20 @@ async def test_a_stream_that_is_given_away_and_breaks_off_says_so() -> None:
             await asyncio.wait_for(reading, 5)
 
 
+async def test_a_stream_that_broke_off_before_it_is_given_away_says_so() -> None:
+    backend = Backend(HEAD + TOKEN)
+    async with asking(backend) as (upstream, at), asyncio.timeout(5):
+        reply = await post(upstream, at)
+        assert isinstance(reply.stream, Incoming)
+        backend.connections[-1].close()
+        while reply.stream._response.content.exception() is None:
+            await asyncio.sleep(0.001)
+        taker = Taking()
+        with pytest.raises(UpstreamError, match="broke"):
+            await all_of(reply, taker)
+        assert taker.taken.get_nowait() == b"data: a\n\n"
+
+
 async def test_a_giving_away_that_is_cancelled_closes_the_connection() -> None:
     backend = Backend(HEAD + TOKEN)
     async with asking(backend) as (upstream, at):

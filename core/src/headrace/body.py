@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -153,11 +154,13 @@ class Body:
         self._store.append(piece)
         if not self._paused and self._handler.transport is not None:
             self._paused = True
-            self._handler.transport.pause_reading()
+            with suppress(RuntimeError):  # it is closing
+                self._handler.transport.pause_reading()
 
     def _resume(self) -> None:
         if self._paused and self._handler.transport is not None:
-            self._handler.transport.resume_reading()
+            with suppress(RuntimeError):
+                self._handler.transport.resume_reading()
         self._paused = False
 
     def _break(self, error: Exception) -> None:

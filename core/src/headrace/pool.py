@@ -126,11 +126,13 @@ class Handler(ResponseHandler):
     def take_over(self, content: aiohttp.StreamReader) -> Body | None:
         """Have the rest of a chunked body given away as it comes; None if it must be read from `content`."""
         received, self._received = self._received, None
+        if not received or content.exception() is not None:
+            return None
         try:
-            body = Body(self, content, received or ())
+            body = Body(self, content, received)
         except httptools.HttpParserError:
             return None
-        if not received or body.ended:
+        if body.ended:
             body.leave()
             return None
         body.begin()
