@@ -9,7 +9,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -74,9 +73,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        self._told_to_stop = asyncio.Event()
         super().__init__(config)
         self._on_listening = on_listening
-        self._told_to_stop = asyncio.Event()
         self.on_hangup: Callable[[], Coroutine[Any, Any, Any]] | None = None
         """What SIGHUP begins."""
         self._hangups: set[asyncio.Task[Any]] = set()
@@ -101,14 +100,19 @@ class Server(uvicorn.Server):
             self._hangups.add(task)
             task.add_done_callback(self._hangups.discard)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        self._told_to_stop.set()
+    @property
+    def should_exit(self) -> bool:
+        """Whether it is to stop: set it, in its own loop, and it does."""
+        return self._told_to_stop.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._told_to_stop.set()
 
     async def main_loop(self) -> None:
         """uvicorn looks ten times a second whether it is to stop, and what the date is: we are told, and see then."""
-        if not self.should_exit:
-            await self._told_to_stop.wait()
+        await self._told_to_stop.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
