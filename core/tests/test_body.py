@@ -224,10 +224,14 @@ async def test_an_answer_of_which_much_has_come_stays_with_aiohttp() -> None:
 
 
 async def test_what_comes_for_a_body_that_was_left_is_ignored() -> None:
-    handler, _, body = await taken_over(HEAD)
+    handler, _, content = await answered(HEAD)
+    body = handler.take_over(content)
+    assert body is not None
     body.leave()
-    handler.data_received(b"1\r\na\r\n")
+    handler.data_received(b"1\r\na\r\n0\r\n\r\n")
+    assert (content.total_bytes, content.is_eof(), body.ended) == (0, False, False)
     handler.connection_lost(None)
+    assert handler.body is None
 
 
 def bodies() -> int:
