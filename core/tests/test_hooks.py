@@ -18,7 +18,7 @@ from headrace import hookimpl
 from headrace.errors import Forbidden, GatewayError, RateLimited, Unauthenticated, Unavailable
 from headrace.exchange import Principal, Reply, Usage
 from headrace.gateway import Gateway
-from headrace.registry import specifications
+from headrace.registry import PER_REQUEST, specifications
 from headrace.testing import COMPLETION, DONE, FakeBackend, serve
 
 CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
@@ -223,6 +223,52 @@ async def test_hook_prepare_attempt_that_fails_moves_on_to_the_next_target() -> 
     two = [NOWHERE, "fake"]
     async with running(plugin(prepare_attempt=prepare), models={"test": {"targets": two}}) as gateway:
         assert (await gateway.chat()).status_code == 200
+
+
+@pytest.mark.parametrize("hook", sorted(PER_REQUEST))
+async def test_who_counts_faults_hears_of_each_once(hook: str) -> None:
+    faults: list[tuple[str, str]] = []
+
+    class Counting:
+        def __init__(self, config: Any, gateway: Gateway) -> None:
+            gateway.on_fault = lambda plugin, hook: faults.append((plugin, hook))
+
+    def fails() -> None:
+        raise OSError(SECRET)
+
+    fault = failing(OSError(SECRET)) if specifications()[hook].is_async else fails
+    hooks = {hook: fault} if hook != "handle_error" else {hook: fault, "authorize": failing(Forbidden("no"))}
+    models = {"test": {"targets": [{**NOWHERE}, "fake"]}} if hook == "arrange" else {}
+    async with running(Counting, plugin(**hooks), **({"models": models} if models else {})) as gateway:
+        await gateway.chat(STREAM if hook == "wrap_stream" else CHAT)
+    assert faults == [("p1", hook)]
+
+
+async def test_who_counts_faults_does_not_hear_of_refusals() -> None:
+    faults: list[tuple[str, str]] = []
+
+    class Counting:
+        def __init__(self, config: Any, gateway: Gateway) -> None:
+            gateway.on_fault = lambda plugin, hook: faults.append((plugin, hook))
+
+    async with running(Counting, plugin(authorize=failing(Forbidden("no")))) as gateway:
+        assert (await gateway.chat()).status_code == 403
+    assert faults == []
+
+
+async def test_usage_that_is_wanted_of_all_requests_is_wanted_of_each() -> None:
+    seen: list[bool] = []
+
+    class Wanting:
+        def __init__(self, config: Any, gateway: Gateway) -> None:
+            gateway.usage_wanted = True
+
+    async def authorize(exchange: Any) -> None:
+        seen.append(exchange.wants_usage)
+
+    async with running(Wanting, plugin(authorize=authorize)) as gateway:
+        await gateway.chat()
+    assert seen == [True]
 
 
 async def test_hook_on_attempt_hears_of_every_try_once() -> None:

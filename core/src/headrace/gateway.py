@@ -123,6 +123,9 @@ class Gateway:
         self.loads_wanted: set[str] = set()
         """Backends by name of whose engines a plugin wants to know how busy they are (`TargetState.engine`): it adds to
         them when it is made, and `routing` asks."""
+        self.usage_wanted = False
+        """Whether a plugin reads `Outcome.usage` of all requests: it says so when it is made. One that reads it of some
+        says so for each, by `Exchange.usage_wanted`."""
         self.superseded = asyncio.Event()
         """Set when another gateway has taken over: what a plugin does beside requests ends then."""
         self.open_requests = 0
@@ -141,6 +144,8 @@ class Gateway:
         self.hook_wrapper: HookWrapper | None = None
         """Puts something around what plugins do per request, once, when the hooks are compiled: a plugin that measures
         them sets it when it is made."""
+        self.on_fault: Callable[[str, str], None] | None = None
+        """Told of a plugin and the hook in which it failed by a fault of its own: set like `hook_wrapper`."""
         self.models = Models(())
         self.estimator = Estimator()
         """How many tokens requests may cost."""
@@ -159,6 +164,7 @@ class Gateway:
             ),
             trace=config.server.trace_errors,
             startup_timeout=config.server.startup_timeout,
+            on_fault=self.on_fault,
         )
         self._assembled = False
 

@@ -14,7 +14,7 @@ from .exchange import Attempt, Exchange, Outcome, Principal, Reply, Target
 from .limits import Standing
 from .registry import Hook
 from .streaming import Tap, Taps
-from .timelimit import time_limit, within
+from .timelimit import begun, time_limit, within
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -34,14 +34,22 @@ class Hooks:
     """Calls hooks in their frozen order. Holds no state of a request.
 
     `trace` logs tracebacks with failures that are survived; `startup_timeout` (seconds) interrupts a setup hook that
-    blocks.
+    blocks; `on_fault` is told of each plugin and hook of a request that failed.
     """
 
-    def __init__(self, hooks: Mapping[str, Hook], *, trace: bool = False, startup_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        hooks: Mapping[str, Hook],
+        *,
+        trace: bool = False,
+        startup_timeout: float = 30.0,
+        on_fault: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._calls: dict[str, Calls] = {name: hook.calls for name, hook in hooks.items()}
         self.compiled = dict(hooks)
         self.trace = trace
         self._startup_timeout = startup_timeout
+        self._on_fault = on_fault
         calls = self._calls
         self._authenticate = calls["authenticate"]
         self._authorize = calls["authorize"]
@@ -146,20 +154,20 @@ class Hooks:
             except GatewayError:
                 raise
             except Exception as error:
-                raise PluginFault(name, "authenticate", error) from error
+                raise self._fault(name, "authenticate", error) from error
             if principal is not None:
                 return principal
         return None
 
     async def authorize(self, exchange: Exchange) -> None:
-        await _each(self._authorize, "authorize", exchange)
+        await self._each(self._authorize, "authorize", exchange)
 
     async def transform_request(self, exchange: Exchange) -> None:
-        await _each(self._transform_request, "transform_request", exchange)
+        await self._each(self._transform_request, "transform_request", exchange)
 
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None]:
         """Everything the request holds while it lasts, as one context."""
-        return _Admission(self._admit, exchange) if self._admit else _NOTHING
+        return _Admission(self._admit, exchange, self._fault) if self._admit else _NOTHING
 
     async def cache_lookup(self, exchange: Exchange) -> Reply | None:
         for name, call in self._cache_lookup:
@@ -188,13 +196,13 @@ class Hooks:
         return targets
 
     async def prepare_attempt(self, attempt: Attempt) -> None:
-        await _each(self._prepare_attempt, "prepare_attempt", attempt)
+        await self._each(self._prepare_attempt, "prepare_attempt", attempt)
 
     async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
         await self._notify(self._on_attempt, "on_attempt", attempt.exchange, attempt, outcome)
 
     async def transform_reply(self, exchange: Exchange, reply: Reply) -> None:
-        await _each(self._transform_reply, "transform_reply", exchange, reply)
+        await self._each(self._transform_reply, "transform_reply", exchange, reply)
 
     def wrap_stream(self, exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         for name, call in self._calls["wrap_stream"]:
@@ -203,7 +211,7 @@ class Hooks:
             except GatewayError:
                 raise
             except Exception as error:
-                raise PluginFault(name, "wrap_stream", error) from error
+                raise self._fault(name, "wrap_stream", error) from error
         return stream
 
     async def standing(self, principal: Principal) -> list[Standing]:
@@ -215,7 +223,7 @@ class Hooks:
             except GatewayError:
                 raise
             except Exception as error:
-                raise PluginFault(name, "standing", error) from error
+                raise self._fault(name, "standing", error) from error
         return found
 
     def open_taps(self, exchange: Exchange) -> Taps | None:
@@ -249,17 +257,37 @@ class Hooks:
     async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
         await self._notify(self._on_complete, "on_complete", exchange, exchange, outcome)
 
+    async def _each(self, calls: Calls, hook: str, *arguments: Any) -> None:
+        for name, call in calls:
+            try:
+                await call(*arguments)
+            except GatewayError:
+                raise
+            except Exception as error:
+                raise self._fault(name, hook, error) from error
+
     async def _notify(self, calls: Calls, hook: str, exchange: Exchange, *arguments: Any) -> None:
         """Tell everybody: what one of them does, or does not get done in time, is no matter of the others."""
         for name, call in calls:
             try:
-                await within(NOTIFY_SECONDS, call(*arguments))
+                rest = begun(call(*arguments))
+                if rest is not None:
+                    await within(NOTIFY_SECONDS, rest)
             except (Exception, asyncio.CancelledError) as error:
                 if is_own_cancellation(error):
                     raise
                 self._log(name, hook, error, exchange)
 
+    def _fault(self, plugin: str, hook: str, error: Exception) -> PluginFault:
+        """What the client is told of a plugin that failed."""
+        if self._on_fault is not None:
+            self._on_fault(plugin, hook)
+        return PluginFault(plugin, hook, error)
+
     def _log(self, plugin: str, hook: str, error: BaseException, exchange: Exchange) -> None:
+        """Mention a failure that is survived."""
+        if self._on_fault is not None:
+            self._on_fault(plugin, hook)
         logger.error(
             "plugin %r failed in hook %r (request %s): %s: %s",
             plugin,
@@ -277,25 +305,16 @@ def is_own_cancellation(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-async def _each(calls: Calls, hook: str, *arguments: Any) -> None:
-    for name, call in calls:
-        try:
-            await call(*arguments)
-        except GatewayError:
-            raise
-        except Exception as error:
-            raise PluginFault(name, hook, error) from error
-
-
 class _Admission:
     """Enters what the `admit` hooks return, in order, and leaves it in reverse. An AsyncExitStack at a fifth of its
     cost: nothing that is held here may swallow an exception."""
 
-    __slots__ = ("_calls", "_entered", "_exchange")
+    __slots__ = ("_calls", "_entered", "_exchange", "_fault")
 
-    def __init__(self, calls: Calls, exchange: Exchange) -> None:
+    def __init__(self, calls: Calls, exchange: Exchange, fault: Callable[[str, str, Exception], PluginFault]) -> None:
         self._calls = calls
         self._exchange = exchange
+        self._fault = fault
         self._entered: list[AbstractAsyncContextManager[None]] = []
 
     async def __aenter__(self) -> None:
@@ -311,7 +330,7 @@ class _Admission:
             await self.__aexit__(type(error), error, error.__traceback__)
             if isinstance(error, GatewayError) or not isinstance(error, Exception):
                 raise
-            raise PluginFault(asked, "admit", error) from error
+            raise self._fault(asked, "admit", error) from error
 
     async def __aexit__(self, *exception: Any) -> None:
         """Leaves all of them, whatever one of them does; of what they raise, the last is raised."""

@@ -52,6 +52,7 @@ async def answer(exchange: Exchange, gateway: Gateway, connection: Connection) -
 async def run(exchange: Exchange, gateway: Gateway, connection: Connection) -> None:
     """From the caller's name to the last byte of the answer, or of an error."""
     hooks = gateway.hooks
+    exchange.usage_wanted = gateway.usage_wanted
     try:
         exchange.principal = await identify(exchange, gateway)
         exchange.peek = await receive(exchange, gateway, connection)

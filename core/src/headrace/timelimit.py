@@ -103,21 +103,21 @@ async def in_thread(work: Callable[[], T], seconds: float) -> T:
         return await done
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-    """Await for so long and no longer. Work that waits for nothing needs no timer, and gets none.
-
-    Raises:
-        TimeoutError
-    """
+def begun(work: Coroutine[Any, Any, None]) -> Rest | None:
+    """Do what can be done at once: the rest, if it waits for something. Work that waits for nothing needs no timer."""
     try:
-        waited_for = work.send(None)
+        return Rest(work, work.send(None))
     except StopIteration:
-        return
+        return None
+
+
+async def within(seconds: float, rest: Rest) -> None:
+    """Await for so long and no longer. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
-        await _Rest(work, waited_for)
+        await rest
 
 
-class _Rest:
+class Rest:
     """A coroutine whose first step is done."""
 
     __slots__ = ("_waited_for", "_work")

@@ -34,6 +34,7 @@ class Plugin:
     def __init__(self, config: LogsConfig, gateway: Gateway) -> None:
         self._config = config
         self._gateway = gateway
+        gateway.usage_wanted |= config.usage
         self._journal: Journal | None = None
         self._bodies: Selection | None = None
         if config.bodies:
@@ -73,7 +74,6 @@ class Plugin:
 
     @hookimpl
     def open_tap(self, exchange: Exchange) -> Tap | None:
-        exchange.usage_wanted |= self._config.usage
         if self._bodies is None or not self._bodies.answers or not self._bodies.has(exchange):
             return None
         from .bodies import AnswerTap

@@ -27,6 +27,8 @@ class Plugin:
         self._desk = Desk(config, gateway)
         self._counting = self._desk.counting
         gateway.hook_wrapper = self._desk.hooks.wrap
+        gateway.on_fault = self._desk.hooks.failed
+        gateway.usage_wanted |= config.tokens
 
     @hookimpl
     def register_routes(self, gateway: Gateway) -> None:
@@ -37,10 +39,6 @@ class Plugin:
     @hookimpl
     def lifespan(self, gateway: Gateway) -> AbstractAsyncContextManager[None] | None:
         return None if gateway.looking else self._desk.running()
-
-    @hookimpl
-    def open_tap(self, exchange: Exchange) -> None:
-        exchange.usage_wanted |= self._config.tokens
 
     @hookimpl
     async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:

@@ -91,7 +91,11 @@ FALLBACKS = Family("headrace_fallbacks", "Requests answered by another target th
 LOST = Family("headrace_reports_lost", "Answers of which nginx never told how they ended.", ("target",))
 HITS = Family("headrace_cache_hits", "Requests answered without a backend.", ("model",))
 MISSES = Family("headrace_cache_misses", "Requests that a cache was asked for and a backend answered.", ("model",))
-HOOK_SECONDS = Family("headrace_hook_seconds", "Time in a plugin's hook, what it waited for included.", HOOK)
+HOOK_SECONDS = Family(
+    "headrace_hook_seconds",
+    "Time in a plugin's hook, what it waited for included: by sample after the first 100 calls.",
+    HOOK,
+)
 HOOK_CALLS = Family("headrace_hook_calls", "How often a plugin's hook was called.", HOOK)
 HOOK_ERRORS = Family("headrace_hook_errors", "How often it failed by a fault of its own.", HOOK)
 

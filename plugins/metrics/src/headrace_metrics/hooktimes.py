@@ -1,7 +1,7 @@
 """How long plugins take in each hook, and how often they fail. What waits, for a store or in a queue, is counted, too.
 
-`HookTimes.wrap` is called once for each implementation, when the hooks are compiled; it costs each call half a
-microsecond.
+`HookTimes.wrap` is called once for each implementation, when the hooks are compiled. Every call is counted; the first
+ones are timed each, those after them by sample: looking at the clock costs more than many a hook does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import GatewayError
 from headrace.kinds import Kind
 
 from . import families
@@ -22,6 +21,13 @@ if TYPE_CHECKING:
 
     from .counting import Counting
     from .table import Cells
+
+EACH = 100.0
+"""So many calls are timed one by one."""
+STRIDE = 17.0
+"""Of those after them every so-many-th is, and stands for all of these. It is prime: of requests that come in turns not
+always the same are seen."""
+Call = Callable[..., Any]
 
 
 class Times:
@@ -39,6 +45,10 @@ class Times:
         self.errors = counting.counter(families.HOOK_ERRORS, (plugin, hook))
         self.seconds = counting.counter(families.HOOK_SECONDS, (plugin, hook))
 
+    def add(self, began: float, calls: float) -> None:
+        """A call that is timed is over: it stands for so many."""
+        self.seconds[0] += (perf_counter() - began) * calls
+
 
 class HookTimes:
     """Measures what it has wrapped."""
@@ -51,64 +61,61 @@ class HookTimes:
         for (plugin, hook), times in self._times.items():
             times.open(counting, plugin, hook)
 
-    def wrap(self, plugin: str, hook: Hook, call: Callable[..., Any]) -> Callable[..., Any]:
+    def failed(self, plugin: str, hook: str) -> None:
+        """A call ended with a fault."""
+        times = self._times.get((plugin, hook))
+        if times is not None:
+            times.errors[0] += 1.0
+
+    def wrap(self, plugin: str, hook: Hook, call: Call) -> Call:
         """A function that does the same, and is measured."""
         times = self._times.setdefault((plugin, hook.name), Times())
-        if hook.is_async:
-            return _awaited(call, times)
-        return _entered(call, times) if hook.kind is Kind.ENTER else _called(call, times)
+        timed = _entered if hook.kind is Kind.ENTER else _awaited if hook.is_async else _called
+        return _counted(call, times, timed(call, times, 1.0), timed(call, times, STRIDE))
 
 
-def _awaited(call: Callable[..., Any], times: Times) -> Callable[..., Any]:
+def _counted(call: Call, times: Times, timed: Call, sampled: Call) -> Call:
+    def counted(*arguments: Any) -> Any:
+        cells = times.calls
+        calls = cells[0] = cells[0] + 1.0
+        if calls <= EACH:
+            return timed(*arguments)
+        return call(*arguments) if calls % STRIDE else sampled(*arguments)
+
+    return counted
+
+
+def _awaited(call: Call, times: Times, calls: float) -> Call:
     async def timed(*arguments: Any) -> Any:
         began = perf_counter()
         try:
             return await call(*arguments)
-        except GatewayError:
-            raise
-        except Exception:
-            times.errors[0] += 1.0
-            raise
         finally:
-            times.seconds[0] += perf_counter() - began
-            times.calls[0] += 1.0
+            times.add(began, calls)
 
     return timed
 
 
-def _called(call: Callable[..., Any], times: Times) -> Callable[..., Any]:
+def _called(call: Call, times: Times, calls: float) -> Call:
     def timed(*arguments: Any) -> Any:
         began = perf_counter()
         try:
             return call(*arguments)
-        except GatewayError:
-            raise
-        except Exception:
-            times.errors[0] += 1.0
-            raise
         finally:
-            times.seconds[0] += perf_counter() - began
-            times.calls[0] += 1.0
+            times.add(began, calls)
 
     return timed
 
 
-def _entered(call: Callable[..., Any], times: Times) -> Callable[..., Any]:
+def _entered(call: Call, times: Times, calls: float) -> Call:
     """Of what is held while a request lasts, the time until it is had."""
 
     def timed(exchange: Any) -> Any:
         began = perf_counter()
-        times.calls[0] += 1.0
-        try:
-            manager = call(exchange)
-        except GatewayError:
-            raise
-        except Exception:
-            times.errors[0] += 1.0
-            raise
+        manager = call(exchange)
         if manager is not None:
-            return _Entering(manager, times, began)
-        times.seconds[0] += perf_counter() - began
+            return _Entering(manager, times, began, calls)
+        times.add(began, calls)
         return None
 
     return timed
@@ -117,19 +124,14 @@ def _entered(call: Callable[..., Any], times: Times) -> Callable[..., Any]:
 class _Entering:
     """Enters and leaves what a plugin holds. Leaving is the plugin's own: nobody waits for it."""
 
-    __slots__ = ("__aexit__", "_began", "_manager", "_times")
+    __slots__ = ("__aexit__", "_began", "_calls", "_manager", "_times")
 
-    def __init__(self, manager: AbstractAsyncContextManager[None], times: Times, began: float) -> None:
-        self._manager, self._times, self._began = manager, times, began
+    def __init__(self, manager: AbstractAsyncContextManager[None], times: Times, began: float, calls: float) -> None:
+        self._manager, self._times, self._began, self._calls = manager, times, began, calls
         self.__aexit__ = manager.__aexit__
 
     async def __aenter__(self) -> None:
         try:
             await self._manager.__aenter__()
-        except GatewayError:
-            raise
-        except Exception:
-            self._times.errors[0] += 1.0
-            raise
         finally:
-            self._times.seconds[0] += perf_counter() - self._began
+            self._times.add(self._began, self._calls)

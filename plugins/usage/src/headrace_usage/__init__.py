@@ -49,6 +49,7 @@ class Plugin:
 
         self.config = config
         self._gateway = gateway
+        gateway.usage_wanted = True
         self._prices = Prices(config.prices)
         self._pending, self._failed = Pending, Failed
         writer = secrets.randbits(63)
@@ -72,10 +73,6 @@ class Plugin:
     def recorder(self) -> Recorder:
         """What writes."""
         return self._recorder
-
-    @hookimpl
-    def open_tap(self, exchange: Exchange) -> None:
-        exchange.usage_wanted = True
 
     @hookimpl
     async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
