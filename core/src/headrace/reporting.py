@@ -17,6 +17,7 @@ import msgspec
 from . import front as wire
 from .exchange import Exchange, Target
 from .offload import GivenBack, Pending, Report, ReportLost
+from .rounds import Round
 from .sockets import bind_datagrams
 
 logger = logging.getLogger("headrace.reporting")
@@ -76,17 +77,18 @@ class Reporting:
         self._sockets: dict[str, socket.socket] = {}
         self._refused: set[str] = set()
         self._looked = float("-inf")
-        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep: Round | None = None
         self.lost = 0
         self.unknown = 0
 
     def open(self) -> None:
         """Call it in the loop. Listening begins when an nginx shows its mark."""
         self._loop = asyncio.get_running_loop()
+        self._sweep = Round(SWEEP_SECONDS, self._look_after)
 
     def close(self) -> None:
         if self._sweep is not None:
-            self._sweep.cancel()
+            self._sweep.stop()
         for listener in self._sockets.values():
             self._loop.remove_reader(listener.fileno())
             listener.close()
@@ -145,8 +147,11 @@ class Reporting:
             seconds = min(seconds, limits.connect + limits.first_byte + limits.idle + MARGIN_SECONDS)
         pending = Pending(self._loop.create_future(), self._loop.time() + seconds, pid)
         self._pending[key] = pending
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after)
+        assert self._sweep is not None  # it is open
+        if self._sweep.running:
+            self._sweep.pass_by()
+        else:
+            self._sweep.start()
         return pending
 
     def forget(self, key: str) -> None:
@@ -210,9 +215,13 @@ class Reporting:
                 while len(seat.broken) > COMPLAINTS_KEPT:
                     del seat.broken[next(iter(seat.broken))]
 
-    def _look_after(self) -> None:
-        """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave."""
-        self._sweep = self._loop.call_later(SWEEP_SECONDS, self._look_after) if self._pending else None
+    def _look_after(self) -> bool:
+        """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave.
+
+        Returns whether anything was waited for.
+        """
+        if not self._pending:
+            return False
         now = self._loop.time()
         gone = {seat.pid for seat in self._gone()}
         for pending in list(self._pending.values()):
@@ -221,6 +230,7 @@ class Reporting:
                 pending.future.set_exception(ReportLost("The front server did not report how the answer ended."))
         if gone:
             self._seats = {mark: seat for mark, seat in self._seats.items() if seat.pid not in gone}
+        return True
 
     def _gone(self) -> Iterator[Seat]:
         return (seat for seat in self._seats.values() if seat.gone)

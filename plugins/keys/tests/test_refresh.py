@@ -210,3 +210,29 @@ async def test_while_its_files_stay_as_they_are_the_database_is_left_alone(
         await eventually(lambda: works(gateway, key))
         await asyncio.to_thread(revoke, gateway.plugins["keys"].database, key)
         await eventually(lambda: not works(gateway, key))
+
+
+async def test_a_request_looks_for_changes_so_that_no_timer_need_wake_the_core(
+    make_gateway: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[None] = []
+    unchanged = Mirror.is_unchanged
+
+    def looking(self: Mirror) -> bool:
+        looks.append(None)
+        return unchanged(self)
+
+    monkeypatch.setattr(Mirror, "is_unchanged", looking)
+    gateway = make_gateway(refresh_seconds=60)
+    async with gateway.running():
+        plugin: Plugin = gateway.plugins["keys"]
+        await asyncio.sleep(0)  # what follows the database begins
+        plugin.pass_by()
+        assert looks == []
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda now=loop.time: now() + 31)
+        plugin.pass_by()
+        plugin.pass_by()
+        assert len(looks) == 1
+    plugin.pass_by()
+    assert len(looks) == 1

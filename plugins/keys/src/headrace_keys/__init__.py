@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +61,9 @@ class KeysConfig(Strict, frozen=True):
             raise ValueError("development_key: is for a database in a file, not on a server")
 
 
+def _nothing() -> None: ...
+
+
 class Plugin:
     """Knows callers by their API key."""
 
@@ -77,6 +80,8 @@ class Plugin:
         self.mirror: Mirror | None = None
         """What keeps `ring` like the database, while the gateway runs."""
         self.failures = Failures(config.failures_per_minute)
+        self.pass_by: Callable[[], None] = _nothing
+        """Looks whether keys have changed, if it is time for that."""
 
     @property
     def neighbours(self) -> Collection[str]:
@@ -91,6 +96,7 @@ class Plugin:
 
     @hookimpl
     async def authenticate(self, exchange: Exchange) -> Principal | None:
+        self.pass_by()
         try:
             return self.ring.authenticate(exchange.headers)
         except self._wrong as error:

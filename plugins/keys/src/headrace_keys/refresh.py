@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from headrace.rounds import Round
 
 from .changes import KEPT_BY
 from .mirror import Mirror
@@ -31,6 +34,8 @@ async def refreshing(plugin: Plugin) -> AsyncIterator[None]:
         if keeper not in plugin.neighbours and any(getattr(each, name) for each in plugin.ring.principals()):
             logger.warning("there are keys with %s, which nothing enforces: enable the plugin %r", name, keeper)
     watch = Watch(mirror, plugin.config.refresh_seconds)
+    if isinstance(plugin.database, Path):  # a server is not asked more often than it must be
+        plugin.pass_by = watch.pass_by
     task = asyncio.create_task(_follow(mirror, watch), name="headrace-keys-refresh")
     try:
         yield
@@ -44,9 +49,10 @@ class Watch:
     """Looks now and then whether the keys may have changed: as long as they have not, this wakes nobody."""
 
     def __init__(self, mirror: Mirror, seconds: float) -> None:
-        self._mirror, self._seconds = mirror, seconds
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._mirror = mirror
+        self._round = Round(seconds, self._look)
+        self.pass_by = self._round.pass_by
+        """Called when a request has come, for then everybody is awake."""
         self._ring = asyncio.Event()
         self.stopped = False
 
@@ -54,21 +60,20 @@ class Watch:
         """Wait until there may be something new; false if it was stopped."""
         self._ring.clear()
         if not self.stopped:
-            self._timer = self._loop.call_later(self._seconds, self._look)
+            self._round.start()
             await self._ring.wait()
         return not self.stopped
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
         if self._mirror.is_unchanged():
-            self._timer = self._loop.call_later(self._seconds, self._look)
-        else:
-            self._ring.set()
+            return True
+        self._ring.set()
+        return False
 
     def stop(self) -> None:
         self.stopped = True
         self._ring.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._round.stop()
 
 
 async def _follow(mirror: Mirror, watch: Watch) -> None:

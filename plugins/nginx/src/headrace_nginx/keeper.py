@@ -14,7 +14,8 @@ import signal
 import sys
 import time
 
-TICK_SECONDS = 1.0
+TICK_SECONDS = 10.0 if sys.platform == "linux" else 1.0
+"""How often we look whether our parent is there, which Linux tells us."""
 STOP_SECONDS = 3.0
 """From the fast stop to SIGKILL."""
 PR_SET_PDEATHSIG = 1
