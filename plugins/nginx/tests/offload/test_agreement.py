@@ -36,6 +36,27 @@ EVENTS = [
     'data:{"choices":[{"delta":{"content":"' + "long " * 900 + '"}}]}\n\n',
     "data: [DONE]\n\n",
 ]
+ALIKE = [
+    'data: {"id":"1","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}],"usage":null}\n\n',
+    'data: {"choices":[{"text":"%s","index":0}]}\n\n',
+    'data: {"choices":[{"delta":{},"finish_reason":"%s"}]}\n\n',
+    'data: {"choices":[{"a":[{"b":"%s"}],"finish_reason":null}]}\n\n',
+    'event: a\nid: 7\ndata: {"choices":[],"object":"%s"}\n: a comment\n\n',
+    'data: {"a":{"b":{"finish_reason":"%s"}},"choices":[{}]}\n\n',
+]
+"""Of streams whose events differ by what is said, and by nothing else."""
+SAID = [
+    *("a", "b", "", "Hello", "你🦊é", "\\\\", '\\"', "\\n\\n", "abort", "stop", " and so on" * 20, "[DONE]", "data: {"),
+    'a","error":{"b":"c"},"d":"',
+    'a","error":null,"index":7,"d":"',
+    'a","finish_reason":"abort","b":"',
+    'a\\\\","finish_reason":"stop","b":"',
+    'a","choices":[],"usage":{"completion_tokens":1},"b":"',
+    "\\",
+    "\t",
+    '"',
+]
+"""What is between the quotes: some of it does not stay there."""
 REPLIES = [
     '{"choices":[{"message":{"content":"é你🦊 \\"usage\\""}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n',
     '{"choices":[],"usage":null,"token":"usage"}',
@@ -147,7 +168,8 @@ def expected(reply: Reply, body: bytes, arrived: bool, module: bool) -> Expected
         return ended(shown, BROKEN, True, "", usage_in(body[-KEPT:]))
     if last.why:
         return ended(shown, FAILED, False, last.why, b"")
-    if not reason and not tail.rstrip().endswith(b"[DONE]"):
+    aborted = re.search(rb'"finish_reason"\s*:\s*"abort"', tail)  # wherever it stands: nobody reads the end again
+    if aborted or (not reason and not tail.rstrip().endswith(b"[DONE]")):
         return ended(shown, UNFINISHED, False, "", usage_in(body[-KEPT:]))
     shown += b"" if last.hidden else rest
     return Expected(shown, True, (len(shown), False, False, False, "", usage_in(body[-KEPT:])))
@@ -208,6 +230,49 @@ def check(stage: Any, http: Any, reply: Reply, module: bool) -> None:
     ]
     assert found == ([] if wanted.seen is None else [wanted.seen])
     assert (result.report.status, result.got.status) == (200, 200)
+
+
+@some.composite
+def monologues(draw: some.DrawFn) -> Reply:
+    """Streams in which one event is like the other."""
+    event, said = draw(some.sampled_from(ALIKE)), draw(some.lists(some.sampled_from(SAID), min_size=3, max_size=9))
+    texts = [event % each for each in said]
+    if draw(some.booleans()):
+        texts.insert(draw(some.integers(0, len(texts))), draw(some.sampled_from(EVENTS)))
+    if draw(some.booleans()):
+        texts.append("data: [DONE]\n\n")
+    body = "".join(texts).encode()
+    pieces = [text.encode() for text in texts] if draw(some.booleans()) else cut(body, draw(PLACES))
+    wire = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces] + [b"0\r\n\r\n"]
+    watch, answers = draw(some.sampled_from(["usage", "hide", "end"])), draw(some.sampled_from([0, 1, 1, 2]))
+    return Reply(watch, answers, True, "chunked", len(body), wire, draw(some.booleans()))
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(reply=monologues())
+def test_what_becomes_of_events_that_are_alike_is_what_a_simple_model_says(
+    stage: Any, binary: Any, http: Any, reply: Reply
+) -> None:
+    """The module does not read those that are like the one before. The script reads none, so it takes what is said for
+    more than that."""
+    if binary.module is None:
+        pytest.skip("the script knows no events")
+    check(stage, http, reply, True)
+
+
+@pytest.mark.parametrize("event", ALIKE)
+def test_what_follows_two_events_that_are_alike_is_seen_as_what_it_is(
+    stage: Any, binary: Any, http: Any, event: str
+) -> None:
+    if binary.module is None:
+        pytest.skip("the script knows no events")
+    for last in SAID:
+        wire = [(event % said).encode() for said in ("a", "b", last, "c")]
+        body = b"".join(wire)
+        chunked = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in wire] + [b"0\r\n\r\n"]
+        check(stage, http, Reply("hide", 2, True, "chunked", len(body), chunked, False), True)
 
 
 @settings(

@@ -164,9 +164,20 @@ close_bracket(headrace_event_t *event, ngx_flag_t array)
 }
 
 
+/* A string is over, between `start` and `at`: what it says is of no matter if it is a value, and the event no end. */
+static void
+note_value(headrace_event_t *event, u_char *start, u_char *at, u_char *end)
+{
+    if (end - at > 1 && (at[1] == ',' || at[1] == '}' || at[1] == ']')) {
+        event->differs.data = start;
+        event->differs.len = at - start;
+    }
+}
+
+
 /* Reads a line of an object; returns where the line ends, or `end`. */
 static u_char *
-read_object(headrace_event_t *event, u_char *at, u_char *end)
+read_object(headrace_event_t *event, u_char *at, u_char *end, u_char *differs)
 {
     u_char  *start;
 
@@ -184,6 +195,9 @@ read_object(headrace_event_t *event, u_char *at, u_char *end)
             }
             if (event->depth == 1 || event->depth == 3) {
                 note_key(event, start, at, end);
+            }
+            if (start <= differs && differs <= at) {
+                note_value(event, start, at, end);
             }
             break;
 
@@ -220,7 +234,7 @@ read_object(headrace_event_t *event, u_char *at, u_char *end)
 
 /* Reads what follows `data:`. What is no object may be another value; only what can be none is found. */
 static u_char *
-read_data(headrace_event_t *event, u_char *at, u_char *end)
+read_data(headrace_event_t *event, u_char *at, u_char *end, u_char *differs)
 {
     if (event->skipped) {
         return line_end(at, end);
@@ -238,20 +252,23 @@ read_data(headrace_event_t *event, u_char *at, u_char *end)
         }
         event->begun = 1;
     }
-    return read_object(event, at, end);
+    return read_object(event, at, end, differs);
 }
 
 
-/* Reads the event that begins at `at`. Returns where the next one begins; NULL if this one is not complete. */
+/*
+ * Reads the event that begins at `at`. Returns where the next one begins; NULL if this one is not complete. `differs`
+ * is where it becomes another than the usual one, or NULL.
+ */
 u_char *
-headrace_read_event(u_char *at, u_char *end, headrace_event_t *event)
+headrace_read_event(u_char *at, u_char *end, u_char *differs, headrace_event_t *event)
 {
     ngx_flag_t  alone = 0;      /* the line before ended with a carriage return alone */
 
     ngx_memzero(event, sizeof(headrace_event_t));
     while (at < end && *at != '\n' && *at != '\r') {
         if (end - at >= 5 && ngx_memcmp(at, "data:", 5) == 0) {
-            at = read_data(event, at + 5, end);
+            at = read_data(event, at + 5, end, differs);
         } else {
             at = line_end(at, end);
         }
@@ -266,6 +283,56 @@ headrace_read_event(u_char *at, u_char *end, headrace_event_t *event)
     }
     event->malformed |= event->depth != 0 && !event->skipped;
     return *at == '\r' && end - at > 1 && at[1] == '\n' ? at + 2 : at + 1;
+}
+
+
+/*
+ * Where the event ends that begins at `at`, if it is the usual one with something else in the one string; else NULL. It
+ * need not be read: most events of a stream differ from those before by what is said, and by nothing else.
+ */
+u_char *
+headrace_usual_end(headrace_usual_t *usual, u_char *at, u_char *end)
+{
+    size_t  rest = usual->len - usual->end;
+
+    if (usual->end == 0 || (size_t) (end - at) < usual->start + rest
+        || ngx_memcmp(at, usual->data, usual->start) != 0)
+    {
+        return NULL;
+    }
+    at = string_end(at + usual->start, end);
+    if ((size_t) (end - at) < rest || ngx_memcmp(at, usual->data + usual->end, rest) != 0) {
+        return NULL;
+    }
+    return at + rest;
+}
+
+
+/* Where an event becomes another than the usual one; NULL if there is none. */
+u_char *
+headrace_differs(headrace_usual_t *usual, u_char *at, u_char *end)
+{
+    size_t  i, length = ngx_min(usual->len, (size_t) (end - at));
+
+    for (i = 0; length - i >= 8 && ngx_memcmp(at + i, usual->data + i, 8) == 0; i += 8) { /* void */ }
+    for (; i < length && at[i] == usual->data[i]; i++) { /* void */ }
+    return usual->len ? at + i : NULL;
+}
+
+
+/* Remembers an event, which has been read and is shown, for those that come: not one that tells of an end. */
+void
+headrace_note_usual(headrace_usual_t *usual, headrace_event_t *event, u_char *at, u_char *end)
+{
+    if (usual->data == NULL || end - at > HEADRACE_USUAL || end - at < 2 || ngx_memcmp(end - 2, "\n\n", 2) != 0
+        || !event->begun || event->finished || event->error || event->aborted || event->malformed)
+    {
+        return;
+    }
+    ngx_memcpy(usual->data, at, end - at);
+    usual->len = end - at;
+    usual->start = event->differs.data != NULL ? (size_t) (event->differs.data - at) : 0;
+    usual->end = event->differs.data != NULL ? usual->start + event->differs.len : 0;
 }
 
 

@@ -16,6 +16,7 @@ typedef enum {
 typedef struct {
     uint64_t   finished;        /* a bit for each answer that gives its finish reason */
     ngx_str_t  type;            /* what it says under this key, as it stands there */
+    ngx_str_t  differs;         /* the value, a string, in which it differs from another event; NULL: in no such */
     unsigned   error:1;         /* it tells of an error */
     unsigned   aborted:1;       /* the backend did not finish an answer: vLLM's finish reason when it is stopped */
     unsigned   malformed:1;     /* it is no JSON */
@@ -31,7 +32,20 @@ typedef struct {
     uint64_t   arrays;
 } headrace_event_t;
 
-u_char *headrace_read_event(u_char *at, u_char *end, headrace_event_t *event);
+/* An event that says nothing of its stream's end, with the string that is another in the next one. */
+typedef struct {
+    u_char  *data;              /* with room for HEADRACE_USUAL bytes; NULL: none yet */
+    size_t   len;
+    size_t   start;             /* of that string in it */
+    size_t   end;               /* 0: there is no such string */
+} headrace_usual_t;
+
+#define HEADRACE_USUAL 1024
+
+u_char *headrace_read_event(u_char *at, u_char *end, u_char *differs, headrace_event_t *event);
+u_char *headrace_usual_end(headrace_usual_t *usual, u_char *at, u_char *end);
+u_char *headrace_differs(headrace_usual_t *usual, u_char *at, u_char *end);
+void headrace_note_usual(headrace_usual_t *usual, headrace_event_t *event, u_char *at, u_char *end);
 u_char *headrace_event_end(headrace_line_e *line, u_char *at, u_char *end);
 
 #endif

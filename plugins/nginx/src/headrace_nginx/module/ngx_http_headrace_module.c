@@ -97,6 +97,7 @@ typedef struct {
     size_t        held_size;
     size_t        held_room;
     headrace_line_e  line;      /* how far that event has come, or the one that is too long */
+    headrace_usual_t  usual;
     ngx_chain_t  *given;        /* the only link of what has come, if nothing is to follow it: it goes on itself */
     ngx_chain_t  *free;
     ngx_chain_t  *busy;
@@ -607,8 +608,15 @@ plain_end(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t *
             say_last(r, watch);
         }
     }
+    if (watch->dialect == NULL && watch->usual.data == NULL) {
+        watch->usual.data = ngx_pnalloc(r->pool, HEADRACE_USUAL);
+    }
     for (; at != buffer->last; at = next) {
-        next = headrace_read_event(at, buffer->last, &event);
+        next = headrace_usual_end(&watch->usual, at, buffer->last);
+        if (next != NULL) {
+            continue;
+        }
+        next = headrace_read_event(at, buffer->last, headrace_differs(&watch->usual, at, buffer->last), &event);
         if (next == NULL) {
             *half = 1;
             return at;
@@ -616,6 +624,7 @@ plain_end(ngx_http_request_t *r, watch_t *watch, ngx_buf_t *buffer, ngx_flag_t *
         if (!is_shown(r, watch, &event, at, next)) {
             return at;
         }
+        headrace_note_usual(&watch->usual, &event, at, next);
     }
     return at;
 }
@@ -676,7 +685,7 @@ let_go(watch_t *watch, u_char *at, u_char *end)
 
     watch->loose = 1;
     if (watch->dialect != NULL) {
-        (void) headrace_read_event(at, end, &event);
+        (void) headrace_read_event(at, end, NULL, &event);
         type = event.type.len ? event.type : name_of(at, end);
         watch->loose_last = place_of(&type, &watch->dialect->last) != 0;
     }
@@ -707,7 +716,7 @@ select_events(ngx_http_request_t *r, watch_t *watch, u_char *at, u_char *end)
     u_char            *out = at, *next;
     headrace_event_t   event;
 
-    for (; (next = headrace_read_event(at, end, &event)) != NULL; at = next) {
+    for (; (next = headrace_read_event(at, end, NULL, &event)) != NULL; at = next) {
         if (is_shown(r, watch, &event, at, next)) {
             ngx_memmove(out, at, next - at);
             out += next - at;
@@ -845,7 +854,7 @@ look_at_rest(ngx_http_request_t *r, watch_t *watch, size_t *dropped)
         return NGX_ERROR;
     }
     watch->held_size = 0;
-    (void) headrace_read_event(watch->held, watch->held + size + 2, &event);
+    (void) headrace_read_event(watch->held, watch->held + size + 2, NULL, &event);
     if (event.malformed) {
         *dropped = size;
     } else if (is_shown(r, watch, &event, watch->held, watch->held + size + 2)) {
