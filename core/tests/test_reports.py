@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -178,6 +179,7 @@ async def test_a_complaint_about_something_else_changes_nothing(
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is overdue is looked for more often than once a second."""
     monkeypatch.setattr(module, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(module, "DEADLINES_SECONDS", 0.05)
 
 
 async def test_a_report_that_does_not_come_in_time_is_lost_and_counted(
@@ -235,6 +237,73 @@ async def test_what_a_worker_took_with_it_into_its_grave_is_lost(
         nginx.pid = mine
         await nginx.report(B, watched=[{"events": 1, "size": 1}])
         assert (await recorder.outcome()).completed
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system does not tell when a process ends")
+@pytest.mark.parametrize("reaped", [True, False])
+async def test_a_workers_end_is_noticed_at_once_and_its_last_report_is_read_before(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, reaped: bool
+) -> None:
+    """Also while it is a zombie, because its master has not looked: then a signal can still be sent to it."""
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        other = subprocess.Popen(["sleep", "60"])
+        try:
+            nginx.pid = other.pid
+            await nginx.prove()
+            await nginx.ask(STREAM, A)
+            await nginx.report(A, watched=[{"events": 1, "size": 1}])
+            other.kill()
+            os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+            if reaped:
+                other.wait()
+            assert (await recorder.outcome()).completed
+            assert nginx.gateway.reporting.lost == 0
+            seats = nginx.gateway.reporting._seats
+            await until(lambda: all(seat.pid != other.pid for seat in seats.values()))
+        finally:
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system does not tell when a process ends")
+async def test_what_a_worker_had_is_lost_the_moment_it_ends(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr(module, "DEADLINES_SECONDS", 3600.0)
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        other = subprocess.Popen(["sleep", "60"])
+        try:
+            nginx.pid = other.pid
+            await nginx.prove()
+            await nginx.ask(STREAM, A)
+        finally:
+            other.kill()
+        assert (await recorder.outcome()).error.code == "report_lost"
+        other.wait()
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_without_word_of_a_workers_end_it_is_looked_for(
+    fronted: Fronted, recorder: Any, backend: FakeBackend, often: None, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError
+
+    if told:
+        monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+    else:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        other = subprocess.Popen(["sleep", "60"])
+        try:
+            nginx.pid = other.pid
+            await nginx.prove()
+            await nginx.ask(STREAM, A)
+        finally:
+            other.kill()
+            other.wait()
+        assert (await recorder.outcome()).error.code == "report_lost"
 
 
 async def test_a_worker_that_cannot_be_seen_is_not_taken_for_dead(

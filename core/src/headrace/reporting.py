@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,9 @@ from .sockets import bind_datagrams
 logger = logging.getLogger("headrace.reporting")
 
 SWEEP_SECONDS = 1.0
+"""How often we look whether nginx's workers are there, where the system does not tell."""
+DEADLINES_SECONDS = 10.0
+"""How often we look what is overdue. Reports are waited for longer than that."""
 LOOK_SECONDS = 1.0
 """How often the disk is asked about marks that are not known."""
 SEATS_KEPT = 256
@@ -42,7 +46,7 @@ _REPORT = msgspec.json.Decoder(Report)
 class Seat:
     """One worker process of an nginx in front of us. It is `proven` once a report of it has arrived."""
 
-    __slots__ = ("broken", "front", "pid", "proven", "visible")
+    __slots__ = ("broken", "end", "front", "pid", "proven", "visible")
 
     def __init__(self, front: wire.Front, pid: int) -> None:
         self.front = front
@@ -52,6 +56,8 @@ class Seat:
         """Connections of clients whose backend broke off, until the report of it comes."""
         self.visible = _is_alive(pid)
         """Whether we can see the process at all: it may live in another container."""
+        self.end = _end_of(pid) if self.visible else None
+        """What can be read from when the process has ended; None if the system has nothing like it."""
 
     @property
     def gone(self) -> bool:
@@ -84,9 +90,11 @@ class Reporting:
     def open(self) -> None:
         """Call it in the loop. Listening begins when an nginx shows its mark."""
         self._loop = asyncio.get_running_loop()
-        self._sweep = Round(SWEEP_SECONDS, self._look_after)
+        self._sweep = Round(max(SWEEP_SECONDS, min(self.timeout / 10, DEADLINES_SECONDS)), self._look_after)
 
     def close(self) -> None:
+        for mark in list(self._seats):
+            self._leave(mark)
         if self._sweep is not None:
             self._sweep.stop()
         for listener in self._sockets.values():
@@ -106,9 +114,20 @@ class Reporting:
         if front is None or not pid.isdecimal() or not self._listens(front):
             return None
         while len(self._seats) >= SEATS_KEPT:
-            del self._seats[next(iter(self._seats))]
+            self._leave(next(iter(self._seats)))
         seat = self._seats[mark] = Seat(front, int(pid))
+        if seat.end is not None:
+            self._loop.add_reader(seat.end, self._has_ended, seat)
+        elif seat.visible and self._sweep is not None:
+            self._sweep.seconds = SWEEP_SECONDS
         return seat
+
+    def _leave(self, mark: bytes) -> None:
+        """Forget a seat."""
+        end = self._seats.pop(mark).end
+        if end is not None:
+            self._loop.remove_reader(end)
+            os.close(end)
 
     def _front_of(self, secret: str) -> wire.Front | None:
         """An nginx with a secret we do not know may have been started just now."""
@@ -170,16 +189,18 @@ class Reporting:
 
     # --- what arrives --------------------------------------------------------------------------------------------
 
-    def _read(self, listener: socket.socket) -> None:
+    def _read(self, listener: socket.socket) -> bool:
+        """Returns whether there may be more."""
         for _ in range(DRAIN_AT_ONCE):
             try:
                 data = listener.recv(65536)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 logger.error("reports cannot be read: %s", error)
-                return
+                return False
             self._take(data)
+        return True
 
     def _take(self, data: bytes) -> None:
         """One datagram after its syslog header: our JSON object, or a line of nginx's error log."""
@@ -220,20 +241,38 @@ class Reporting:
 
         Returns whether anything was waited for.
         """
-        if not self._pending:
-            return False
+        waited = bool(self._pending)
+        self._give_up({seat.pid for seat in self._gone()})
+        return waited
+
+    def _has_ended(self, seat: Seat) -> None:
+        """A worker is gone; what it has said until then may not have been read yet."""
+        for listener in self._sockets.values():
+            while self._read(listener):
+                pass
+        self._give_up({seat.pid})
+
+    def _give_up(self, gone: AbstractSet[int]) -> None:
+        """Wait no longer for what is overdue, nor for these workers."""
         now = self._loop.time()
-        gone = {seat.pid for seat in self._gone()}
         for pending in list(self._pending.values()):
             if (now >= pending.deadline or pending.pid in gone) and not pending.future.done():
                 self.lost += 1
                 pending.future.set_exception(ReportLost("The front server did not report how the answer ended."))
-        if gone:
-            self._seats = {mark: seat for mark, seat in self._seats.items() if seat.pid not in gone}
-        return True
+        for mark in [mark for mark, seat in self._seats.items() if seat.pid in gone]:
+            self._leave(mark)
 
     def _gone(self) -> Iterator[Seat]:
         return (seat for seat in self._seats.values() if seat.gone)
+
+
+def _end_of(pid: int) -> int | None:
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
 
 
 def _is_alive(pid: int) -> bool:

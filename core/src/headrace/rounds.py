@@ -12,14 +12,14 @@ class Round:
     """Calls `work` again and again, `seconds` apart at most, until it returns false.
 
     A timer does that; but whoever has work for the core anyway may call `pass_by`, which takes the timer's turn from
-    half that time on. Made in the running loop.
+    half that time on. Made in the running loop. `seconds` may be changed: that counts from the next time on.
     """
 
-    __slots__ = ("_due", "_loop", "_seconds", "_timer", "_work")
+    __slots__ = ("_due", "_loop", "_timer", "_work", "seconds")
 
     def __init__(self, seconds: float, work: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._seconds, self._work = seconds, work
+        self.seconds, self._work = seconds, work
         self._timer: asyncio.TimerHandle | None = None
         self._due = NEVER
 
@@ -31,8 +31,8 @@ class Round:
     def start(self) -> None:
         """The next time is `seconds` from now."""
         self.stop()
-        self._due = self._loop.time() + self._seconds / 2
-        self._timer = self._loop.call_later(self._seconds, self._go)
+        self._due = self._loop.time() + self.seconds / 2
+        self._timer = self._loop.call_later(self.seconds, self._go)
 
     def stop(self) -> None:
         """There is no next time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import ipaddress
 import json
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from headrace.cli import main
-from headrace.errors import PluginError
+from headrace.dialects import OPENAI_ENDPOINTS
+from headrace.errors import PluginError, RateLimited, Unauthenticated
+from headrace.exchange import Exchange
 from headrace.gateway import Gateway
 from headrace.settings import parse
 from headrace_keys.store import Store
@@ -93,14 +96,43 @@ def create_elsewhere(database: Path) -> Callable[[str], str]:
 def eventually() -> Callable[..., Any]:
     """Wait until a condition holds; returns how many seconds that took."""
 
-    async def wait(condition: Callable[[], bool], seconds: float = 20.0) -> float:
+    async def wait(condition: Callable[[], Any], seconds: float = 20.0) -> float:
+        async def holds() -> Any:
+            found = condition()
+            return await found if inspect.isawaitable(found) else found
+
         started = time.monotonic()
-        while not condition():
+        while not await holds():
             assert time.monotonic() - started < seconds, "did not happen in time"
             await asyncio.sleep(0.01)
         return time.monotonic() - started
 
     return wait
+
+
+@pytest.fixture
+def let_in() -> Callable[[Gateway, str], Awaitable[bool]]:
+    """Whether a request with a key is let in: by the plugin's own hook, which looks for changes first."""
+
+    async def ask(gateway: Gateway, key: str) -> bool:
+        scope: Any = {"headers": [(b"x-api-key", key.encode())], "method": "POST", "path": "/", "client": ("::1", 1)}
+        exchange = Exchange(id="x", endpoint=OPENAI_ENDPOINTS["/v1/chat/completions"], scope=scope)
+        try:
+            return await gateway.plugins["keys"].authenticate(exchange) is not None
+        except (Unauthenticated, RateLimited):
+            return False
+
+    return ask
+
+
+@pytest.fixture
+def kept_out(let_in: Callable[[Gateway, str], Awaitable[bool]]) -> Callable[[Gateway, str], Awaitable[bool]]:
+    """Whether it is not."""
+
+    async def ask(gateway: Gateway, key: str) -> bool:
+        return not await let_in(gateway, key)
+
+    return ask
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ async def test_a_database_that_cannot_be_used_is_503_and_says_nothing_of_paths(
 
 
 async def test_a_change_that_is_not_in_force_at_once_is_answered_all_the_same(
-    tmp_path: Path, boss: dict[str, str], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+    tmp_path: Path, boss: dict[str, str], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any], let_in: Any
 ) -> None:
     from headrace.errors import PluginError
     from headrace_keys.mirror import Mirror
@@ -216,6 +216,5 @@ async def test_a_change_that_is_not_in_force_at_once_is_answered_all_the_same(
     ):
         monkeypatch.setattr(Mirror, "look", failing_once)
         made = await admin.post("/admin/keys", json={"name": "x"})
-        ring = running.gateway.plugins["keys"].ring
-        await eventually(lambda: made.json()["id"].encode() in ring._entries)
+        await eventually(lambda: let_in(running.gateway, made.json()["key"]))
     assert made.status_code == 201 and failures == 1

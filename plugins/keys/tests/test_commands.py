@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from headrace.errors import Unauthenticated
 from headrace.gateway import Gateway
 from headrace_keys.store import Store
 
@@ -141,17 +140,12 @@ def test_a_development_key_that_is_switched_off_is_listed_as_off(keys: Run, data
     assert json.loads(keys("list", "--json").stdout)[0]["state"] == "off"
 
 
-async def test_create_and_revoke_reach_a_running_gateway(keys: Run, config: Path, eventually: Any) -> None:
+async def test_create_and_revoke_reach_a_running_gateway(
+    keys: Run, config: Path, eventually: Any, let_in: Any, kept_out: Any
+) -> None:
     gateway = Gateway.from_file(config).assemble()
-
-    def works(key: str) -> bool:
-        try:
-            return gateway.plugins["keys"].ring.authenticate([(b"x-api-key", key.encode())]) is not None
-        except Unauthenticated:
-            return False
-
     async with gateway.running():
         key = (await asyncio.to_thread(keys, "create", "alice")).stdout.strip()
-        await eventually(lambda: works(key))
+        await eventually(lambda: let_in(gateway, key))
         await asyncio.to_thread(keys, "revoke", "alice")
-        await eventually(lambda: not works(key))
+        await eventually(lambda: kept_out(gateway, key))

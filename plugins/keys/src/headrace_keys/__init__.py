@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.gateway import Gateway
 
     from .mirror import Mirror
+    from .refresh import Watch
     from .store import Place
 
 
@@ -31,7 +33,8 @@ class KeysConfig(Strict, frozen=True):
     """A SQLite file on a local disk, `keys.db` if left out (a relative path starts at `server.state_dir`); or
     `postgresql://USER@HOST/DATABASE`. Treated as a secret, for such a URL may have a password in it."""
     refresh_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 0.5
-    """How often a running gateway looks for changes that another process made."""
+    """How soon a running gateway sees changes that another process made: so long after it last looked, the next request
+    looks first (a server is asked so often whether there are requests or not)."""
     development_key: bool = False
     """Keep a key named `development` (role `admin`) whose plaintext lies in `state_dir/development.key`.
     For trying things out on one's own machine; while this is false, such a key is not accepted."""
@@ -61,9 +64,6 @@ class KeysConfig(Strict, frozen=True):
             raise ValueError("development_key: is for a database in a file, not on a server")
 
 
-def _nothing() -> None: ...
-
-
 class Plugin:
     """Knows callers by their API key."""
 
@@ -80,8 +80,8 @@ class Plugin:
         self.mirror: Mirror | None = None
         """What keeps `ring` like the database, while the gateway runs."""
         self.failures = Failures(config.failures_per_minute)
-        self.pass_by: Callable[[], None] = _nothing
-        """Looks whether keys have changed, if it is time for that."""
+        self.watch: Watch | None = None
+        """What says when to look for changes, while the gateway runs."""
 
     @property
     def neighbours(self) -> Collection[str]:
@@ -96,7 +96,9 @@ class Plugin:
 
     @hookimpl
     async def authenticate(self, exchange: Exchange) -> Principal | None:
-        self.pass_by()
+        watch = self.watch
+        if watch is not None and monotonic() >= watch.due:
+            await watch.look()
         try:
             return self.ring.authenticate(exchange.headers)
         except self._wrong as error:

@@ -34,6 +34,11 @@ class Mirror:
         self._read = False
         self._closed = False
 
+    @property
+    def has_file(self) -> bool:
+        """Whether the database is one."""
+        return self._files is not None
+
     def is_unchanged(self) -> bool:
         """Whether nothing can have changed since the last look, as far as the file system tells: needs no thread."""
         return self._store is not None and self._files is not None and self._files.are_unchanged()

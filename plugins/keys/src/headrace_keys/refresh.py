@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from headrace.rounds import Round
 
 from .changes import KEPT_BY
 from .mirror import Mirror
@@ -18,6 +15,10 @@ if TYPE_CHECKING:
     from . import Plugin
 
 logger = logging.getLogger("headrace.keys")
+
+NEVER = float("inf")
+MOST_SECONDS = 1.0
+"""How long a request waits for keys that have changed; then those read last count for it."""
 
 
 @contextlib.asynccontextmanager
@@ -33,52 +34,73 @@ async def refreshing(plugin: Plugin) -> AsyncIterator[None]:
     for name, keeper in KEPT_BY.items():
         if keeper not in plugin.neighbours and any(getattr(each, name) for each in plugin.ring.principals()):
             logger.warning("there are keys with %s, which nothing enforces: enable the plugin %r", name, keeper)
-    watch = Watch(mirror, plugin.config.refresh_seconds)
-    if isinstance(plugin.database, Path):  # a server is not asked more often than it must be
-        plugin.pass_by = watch.pass_by
+    watch = plugin.watch = Watch(mirror, plugin.config.refresh_seconds)
     task = asyncio.create_task(_follow(mirror, watch), name="headrace-keys-refresh")
     try:
         yield
     finally:
+        plugin.watch = None
         watch.stop()  # not cancelled: a look that is under way in its thread still uses the connection
         await task
         mirror.close()
 
 
 class Watch:
-    """Looks now and then whether the keys may have changed: as long as they have not, this wakes nobody."""
+    """Says when it is time to look for changes.
+
+    A file is looked at when a request comes, for its stamps tell whether it has changed at a hundredth of what it costs
+    to wake up for that: a gateway that does nothing sleeps. A server is asked in turns; so is a file while it cannot be
+    read.
+
+    Attributes:
+        due: when a request looks first, on the loop's clock; never, while there are turns.
+    """
 
     def __init__(self, mirror: Mirror, seconds: float) -> None:
-        self._mirror = mirror
-        self._round = Round(seconds, self._look)
-        self.pass_by = self._round.pass_by
-        """Called when a request has come, for then everybody is awake."""
-        self._ring = asyncio.Event()
+        self._mirror, self._seconds = mirror, seconds
+        self._loop = asyncio.get_running_loop()
+        self.due = NEVER
+        self._wanted, self._done = asyncio.Event(), asyncio.Event()
         self.stopped = False
 
-    async def until_changed(self) -> bool:
-        """Wait until there may be something new; false if it was stopped."""
-        self._ring.clear()
-        if not self.stopped:
-            self._round.start()
-            await self._ring.wait()
+    async def until_wanted(self, *, turns: bool) -> bool:
+        """Wait until somebody has to look; false if it was stopped. `turns`: without being asked."""
+        self._done.set()
+        if self.stopped:
+            return False
+        self._wanted.clear()
+        if turns or not self._mirror.has_file:
+            self.due = NEVER
+            await _wait(self._wanted, self._seconds)
+        else:
+            self.due = self._loop.time() + self._seconds
+            await self._wanted.wait()
         return not self.stopped
 
-    def _look(self) -> bool:
+    async def look(self) -> None:
+        """A request has come when it was time: it waits until the keys are those of the file, but not for long."""
         if self._mirror.is_unchanged():
-            return True
-        self._ring.set()
-        return False
+            self.due = self._loop.time() + self._seconds
+            return
+        self._wanted.set()
+        self._done.clear()
+        await _wait(self._done, MOST_SECONDS)
 
     def stop(self) -> None:
         self.stopped = True
-        self._ring.set()
-        self._round.stop()
+        self.due = NEVER
+        self._wanted.set()
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 async def _follow(mirror: Mirror, watch: Watch) -> None:
     failed: str | None = None
-    while await watch.until_changed():
+    while await watch.until_wanted(turns=failed is not None):
         try:
             await asyncio.to_thread(mirror.look)
         except Exception as error:  # whatever it is, looking must go on: else no key could be revoked any more
