@@ -18,7 +18,7 @@ import headrace_keys
 from headrace.errors import PluginError
 from headrace.gateway import Gateway
 from headrace.limits import RateLimits
-from headrace_keys import Plugin, mirror
+from headrace_keys import Plugin, mirror, refresh
 from headrace_keys.mirror import Mirror
 from headrace_keys.record import Record
 from headrace_keys.sqlite_store import SQLiteStore
@@ -308,3 +308,32 @@ async def test_requests_do_not_wait_for_a_database_that_could_not_be_read(
         assert await let_in(gateway, key)
         assert time.perf_counter() - before < 0.5
         released.set()
+
+
+async def test_a_database_that_hangs_holds_up_no_more_than_the_first_requests(
+    make_gateway: Make, create_elsewhere: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, let_in: Works
+) -> None:
+    key = create_elsewhere("alice")
+    monkeypatch.setattr(refresh, "MOST_SECONDS", 0.1)
+    gateway = make_gateway(refresh_seconds=0.05)
+    async with gateway.running():
+        hanging, released, look = threading.Event(), threading.Event(), Mirror.look
+
+        def hang(self: Mirror) -> None:
+            hanging.set()
+            released.wait(20)
+            look(self)
+
+        monkeypatch.setattr(Mirror, "is_unchanged", lambda self: False)
+        monkeypatch.setattr(Mirror, "look", hang)
+        while not hanging.is_set():
+            assert await let_in(gateway, key)
+            await asyncio.sleep(0.01)
+        watch = gateway.plugins["keys"].watch
+        assert watch.due == float("inf")
+        assert await let_in(gateway, key)
+        monkeypatch.setattr(Mirror, "look", look)
+        released.set()
+        async with asyncio.timeout(20):
+            while watch.due == float("inf"):
+                await asyncio.sleep(0)

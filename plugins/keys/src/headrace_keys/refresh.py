@@ -85,6 +85,8 @@ class Watch:
         self._wanted.set()
         self._done.clear()
         await _wait(self._done, MOST_SECONDS)
+        if not self._done.is_set():
+            self.due = NEVER  # it takes too long: whoever comes until it is over does not wait for it
 
     def stop(self) -> None:
         self.stopped = True
