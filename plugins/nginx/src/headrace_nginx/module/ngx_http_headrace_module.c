@@ -15,9 +15,9 @@
  *                               are told as `usage`
  *   $headrace_seen              for the report: what was seen, as JSON
  *
- * A piece that is passed on as it is, as almost all are, is read once, and its last bytes are copied. Memory per reply
- * does not depend on its length. Pieces are only rebuilt where an event is left out or comes in parts; nginx's `shadow`
- * buffers keep the backend waiting while a slow client reads them.
+ * A piece that is passed on as it is, as almost all are, is read once, or only compared with the one before, and its
+ * last bytes are copied. Memory per reply does not depend on its length. Pieces are only rebuilt where an event is left
+ * out or comes in parts; nginx's `shadow` buffers keep the backend waiting while a slow client reads them.
  */
 
 #include <ngx_config.h>
