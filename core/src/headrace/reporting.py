@@ -18,7 +18,6 @@ import msgspec
 from . import front as wire
 from .exchange import Exchange, Target
 from .offload import GivenBack, Pending, Report, ReportLost
-from .rounds import Round
 from .sockets import bind_datagrams
 
 logger = logging.getLogger("headrace.reporting")
@@ -83,20 +82,20 @@ class Reporting:
         self._sockets: dict[str, socket.socket] = {}
         self._refused: set[str] = set()
         self._looked = float("-inf")
-        self._sweep: Round | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_seconds = max(SWEEP_SECONDS, min(timeout / 10, DEADLINES_SECONDS))
         self.lost = 0
         self.unknown = 0
 
     def open(self) -> None:
         """Call it in the loop. Listening begins when an nginx shows its mark."""
         self._loop = asyncio.get_running_loop()
-        self._sweep = Round(max(SWEEP_SECONDS, min(self.timeout / 10, DEADLINES_SECONDS)), self._look_after)
 
     def close(self) -> None:
         for mark in list(self._seats):
             self._leave(mark)
         if self._sweep is not None:
-            self._sweep.stop()
+            self._sweep.cancel()
         for listener in self._sockets.values():
             self._loop.remove_reader(listener.fileno())
             listener.close()
@@ -118,8 +117,8 @@ class Reporting:
         seat = self._seats[mark] = Seat(front, int(pid))
         if seat.end is not None:
             self._loop.add_reader(seat.end, self._has_ended, seat)
-        elif seat.visible and self._sweep is not None:
-            self._sweep.seconds = SWEEP_SECONDS
+        elif seat.visible:
+            self._sweep_seconds = SWEEP_SECONDS
         return seat
 
     def _leave(self, mark: bytes) -> None:
@@ -166,11 +165,8 @@ class Reporting:
             seconds = min(seconds, limits.connect + limits.first_byte + limits.idle + MARGIN_SECONDS)
         pending = Pending(self._loop.create_future(), self._loop.time() + seconds, pid)
         self._pending[key] = pending
-        assert self._sweep is not None  # it is open
-        if self._sweep.running:
-            self._sweep.pass_by()
-        else:
-            self._sweep.start()
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._sweep_seconds, self._look_after)
         return pending
 
     def forget(self, key: str) -> None:
@@ -236,14 +232,10 @@ class Reporting:
                 while len(seat.broken) > COMPLAINTS_KEPT:
                     del seat.broken[next(iter(seat.broken))]
 
-    def _look_after(self) -> bool:
-        """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave.
-
-        Returns whether anything was waited for.
-        """
-        waited = bool(self._pending)
+    def _look_after(self) -> None:
+        """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave."""
+        self._sweep = self._loop.call_later(self._sweep_seconds, self._look_after) if self._pending else None
         self._give_up({seat.pid for seat in self._gone()})
-        return waited
 
     def _has_ended(self, seat: Seat) -> None:
         """A worker is gone; what it has said until then may not have been read yet."""
