@@ -50,7 +50,7 @@ def secured(
                 "provider": "openai",
                 "base_url": f"https://{hosts.get(name, 'localhost')}:{server.port}/v1",
                 "verify": verify.get(name, str(ca)),
-                "timeouts": {"keep_alive": 30},
+                "timeouts": {"keep_alive": 10},
             }
             for name, server in servers.items()
         }
