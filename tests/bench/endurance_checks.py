@@ -23,6 +23,8 @@ CONNECTIONS = 32
 WARM_UP = ("--requests", "200", "--concurrency", "8")
 """What has run before memory is looked at: everything is imported, pools are filled a little."""
 POLL_SECONDS = 0.1
+SPREAD_SECONDS = 1.0
+"""In which streams begin one after the other whose CPU time is looked at."""
 
 
 class Limits(NamedTuple):
@@ -132,9 +134,10 @@ def core_cpu(running: Running, count: int, rounds: int) -> list[Finding]:
 
 
 def _paced(count: int, chunks: int) -> list[str]:
-    """Few at a time: what a chunk costs nginx and the clients must not keep the streams from their pace."""
-    words = ("--mode", "stream", "--requests", count, "--concurrency", 8, "--warm-up", 8, "--chunks", chunks)
-    return list(map(str, words))
+    """Few at a time: what a chunk costs nginx and the clients must not keep the streams from their pace. They begin one
+    after the other, and so they end: what ends at once the core does at once, and short streams keep in step better."""
+    words = {"--requests": count, "--chunks": chunks, "--concurrency": 8, "--warm-up": 8, "--spread": SPREAD_SECONDS}
+    return ["--mode", "stream", *(str(word) for pair in words.items() for word in pair)]
 
 
 def answered(what: str, completed: int, expected: int, different: int) -> list[Finding]:

@@ -41,6 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     usage: bool = True
     chunks: int = 100
     prompt_bytes: int = 500
+    spread: float = 0.0
+    """Seconds in which the connections begin, one after the other."""
     model: str = answers.MODEL
     headers: tuple[str, ...] = ()
 
@@ -122,6 +124,7 @@ class Load:
 
     async def _work(self, number: int) -> None:
         """One connection's requests, each after the answer to the one before."""
+        await asyncio.sleep(number * self._settings.spread / self._settings.concurrency)
         while self._left > 0 and time.perf_counter() < self._end:
             self._left -= 1
             try:
@@ -219,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunks", type=int, default=100, help="content chunks of a stream")
     parser.add_argument("--client-usage", action=argparse.BooleanOptionalAction, default=True, help=CLIENT_USAGE)
     parser.add_argument("--prompt-bytes", type=int, default=500, help="length of the prompt")
+    parser.add_argument("--spread", type=float, default=0.0, help="seconds in which the connections begin, in turns")
     parser.add_argument("--model", default=answers.MODEL)
     parser.add_argument("--header", action="append", default=[], help="NAME: VALUE; may be repeated")
     parser.add_argument("--wait", action="store_true", help="print WARM after the warm-up and wait for a line")
@@ -236,6 +240,7 @@ if __name__ == "__main__":
         usage=options.client_usage,
         chunks=options.chunks,
         prompt_bytes=options.prompt_bytes,
+        spread=options.spread,
         model=options.model,
         headers=tuple(options.header),
     )

@@ -1,7 +1,8 @@
 """Install the gateways that Headrace is compared with: `python tests/bench/peers.py [NAME…]`.
 
 Each gets a folder of its own in `.headrace/bench-peers`, so that nothing of it reaches our own environment. One that
-cannot be installed here is named in one line and left out of the comparison.
+cannot be installed here is named in one line and left out of the comparison. Those from PyPI run on the same Python as
+Headrace: with another one they are installed anew.
 """
 
 from __future__ import annotations
@@ -47,8 +48,14 @@ class Peer(NamedTuple):
     def version(self) -> str:
         return self.package.rpartition("=" if self.registry == "pip" else "@")[2]
 
+    @property
+    def mark(self) -> Path:
+        """Is there if this version is installed; of Python's packages, for the Python that runs Headrace."""
+        python = f"-{Path(sys.base_prefix).as_posix().strip('/').replace('/', '-')}" if self.registry == "pip" else ""
+        return self.folder / f".installed-{self.version}{python}"
+
     def installed(self) -> bool:
-        return self.path.exists() and (self.folder / f".installed-{self.version}").exists()
+        return self.path.exists() and self.mark.exists()
 
 
 PEERS = {
@@ -75,7 +82,7 @@ def install(peer: Peer) -> None:
         subprocess.run(command, check=True, timeout=INSTALL_SECONDS, stdin=subprocess.DEVNULL, capture_output=True)
     if not peer.path.exists():
         raise OSError(f"the package has no {peer.program}")
-    (peer.folder / f".installed-{peer.version}").touch()
+    peer.mark.touch()
 
 
 def commands(peer: Peer) -> Sequence[Sequence[str]]:

@@ -90,6 +90,13 @@ async def test_refusals_are_errors() -> None:
     assert (report["completed"], report["errors"]) == (0, {"status 503": 4})
 
 
+async def test_connections_begin_one_after_the_other_where_that_is_wanted() -> None:
+    endless = ("--requests", "1000000", "--concurrency", "4", "--seconds", "0.1")
+    async with FakeBackend() as backend:
+        assert (await load(backend, *endless))["connections"] == 4
+        assert (await load(backend, *endless, "--spread", "0.8"))["connections"] == 1  # it is over before the second
+
+
 def test_cpu_time_counts_children_that_have_ended() -> None:
     parent = (
         f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN!r}])\nprint('done', flush=True)\ninput()"
