@@ -79,10 +79,9 @@ bench-peers: .venv/.installed-dev
 	$(SYNC)
 	touch $@
 
-# The system's own Python first, if it is new enough: it is built with optimisations that others often lack (pyenv's are).
 .venv/bin/uv:
-	rm -rf .venv; python=; system=/usr/bin/python3; "$$system" -c 'import ensurepip' 2>/dev/null || system=; \
-	for each in $(or $(PYTHON),$$system python3 python3.14 python3.13 python3.12 python3.11); do \
+	rm -rf .venv; python=; \
+	for each in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
 	    if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
 	done; \
 	test -n "$$python" || { echo "Headrace needs Python 3.11 or newer: install it (Debian: apt install python3 python3-venv," \
