@@ -38,7 +38,8 @@ class Sample(msgspec.Struct, kw_only=True):
 
     report: Report
     cpu_us: float | None
-    """CPU microseconds of the whole process tree per answered request; None where there is no such tree."""
+    """CPU microseconds of the whole process tree per answered request; None where there is no such tree, or none left,
+    or no answer."""
 
 
 class Turn(msgspec.Struct, kw_only=True):
@@ -107,8 +108,8 @@ def sample(endpoint: Endpoint, arguments: Sequence[str], used: Callable[[], floa
     if generator.returncode:
         raise subprocess.CalledProcessError(generator.returncode, "bench.load")
     report = msgspec.json.decode(printed, type=Report)
-    per_request = None if endpoint.root is None else (after - before) * 1e6 / max(1, report.completed)
-    return Sample(report=report, cpu_us=per_request)
+    known = endpoint.root is not None and report.completed and after > before
+    return Sample(report=report, cpu_us=(after - before) * 1e6 / report.completed if known else None)
 
 
 def _used(endpoint: Endpoint) -> float:

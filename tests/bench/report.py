@@ -17,14 +17,17 @@ RATIO_TO = "nginx"
 
 
 def summary(turns: Turns) -> dict[str, dict[str, Any]]:
-    """Each target's figures; CPU in microseconds, latencies in milliseconds, memory in MiB.
+    """Each target's figures; CPU in microseconds, latencies in milliseconds, memory in MiB. A round in which one had no
+    answer at all counts for its errors alone: it has fallen over.
 
     Keys without a number of connections are those of the fewest for latencies, of the most for CPU and throughput.
     """
     return {name: _target(own, turns.get(BASE)) for name, own in turns.items()}
 
 
-def _target(own: Sequence[Turn], base: Sequence[Turn] | None) -> dict[str, Any]:
+def _target(every: Sequence[Turn], bases: Sequence[Turn] | None) -> dict[str, Any]:
+    kept = [number for number, turn in enumerate(every) if _answered(turn)] or range(len(every))
+    own, base = [every[number] for number in kept], [bases[number] for number in kept] if bases is not None else None
     connections = sorted(own[0].unary)
     fewest, most = connections[0], connections[-1]
     figures: dict[str, Any] = {
@@ -33,8 +36,8 @@ def _target(own: Sequence[Turn], base: Sequence[Turn] | None) -> dict[str, Any]:
         **_latency(own, base, fewest, ""),
         "rps": _median(turn.unary[most].report.rps for turn in own),
         "rss_mb": _median(turn.rss_mb for turn in own),
-        "equal": not any(sample.report.different for turn in own for sample in turn.samples()),
-        "errors": sum(_errors(sample.report) for turn in own for sample in turn.samples()),
+        "equal": not any(sample.report.different for turn in every for sample in turn.samples()),
+        "errors": sum(_errors(sample.report) for turn in every for sample in turn.samples()),
     }
     for many in connections:
         figures[f"unary_cpu_us_{many}"] = _median(turn.unary[many].cpu_us for turn in own)
@@ -47,6 +50,10 @@ def _target(own: Sequence[Turn], base: Sequence[Turn] | None) -> dict[str, Any]:
         own, base, lambda turn: turn.stream, lambda report: report.first_byte_p50_ms
     )
     return figures
+
+
+def _answered(turn: Turn) -> bool:
+    return all(sample.report.completed for sample in turn.samples())
 
 
 def _latency(own: Sequence[Turn], base: Sequence[Turn] | None, many: int, suffix: str) -> dict[str, Any]:

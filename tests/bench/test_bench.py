@@ -14,7 +14,9 @@ import pytest
 from headrace.testing import FakeBackend
 
 from . import cpu, decisions
-from .load import percentile
+from .load import Report, percentile
+from .measure import Sample, Turn
+from .report import summary
 
 BENCH = Path(__file__).resolve().parent
 FIGURES = ("unary_cpu_us", "stream_cpu_us", "added_p50_ms", "p99_ms", "rps", "rss_mb")
@@ -37,7 +39,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, kit: Any) -> Any:
 
 
 async def test_decisions_are_measured_with_and_without_each_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "ROUNDS", 1)
+    monkeypatch.setattr(decisions, "ROUNDS", 3)
     monkeypatch.setattr(decisions, "REQUESTS", 320)
     figures = {figure.name: figure.cpu_us for figure in await decisions.measure()}
     assert list(figures) == ["none", "keys", "keys+ratelimit", "keys+ratelimit+budget", "the same, six limits"]
@@ -118,6 +120,41 @@ def test_cpu_time_counts_children_that_live() -> None:
         used = cpu.seconds(child.pid)
         child.communicate(b"\n")
     assert used >= 0.25
+
+
+def turn(answered: int, milliseconds: float, cpu_us: float | None) -> Turn:
+    """A round of a target; where nothing is answered all requests are errors."""
+    errors = {} if answered else {"ConnectionRefusedError": 4}
+    report = Report(
+        completed=answered,
+        errors=errors,
+        different=0,
+        seconds=1.0,
+        rps=float(answered),
+        p50_ms=milliseconds,
+        p99_ms=milliseconds,
+        first_byte_p50_ms=milliseconds,
+        first_byte_p99_ms=milliseconds,
+        connections=1,
+    )
+    sample = Sample(report=report, cpu_us=cpu_us)
+    return Turn(unary={1: sample}, stream=sample, rss_mb=50.0)
+
+
+def test_a_round_in_which_a_target_has_fallen_over_counts_for_its_errors_alone() -> None:
+    turns = {
+        "upstream": [turn(4, 1.0, None)] * 3,
+        "fragile": [turn(4, 5.0, 7.0), turn(0, 0.0, None), turn(0, 0.0, None)],
+    }
+    figures = summary(turns)["fragile"]
+    names = ("unary_cpu_us", "stream_cpu_us", "added_p50_ms", "errors")
+    assert [figures[name] for name in names] == [7.0, 7.0, 4.0, 16]
+    assert figures["unary_cpu_us_rounds"] == [7.0]
+
+
+def test_a_target_that_never_answered_has_no_cost() -> None:
+    figures = summary({"dead": [turn(0, 0.0, None)]})["dead"]
+    assert (figures["unary_cpu_us"], figures["stream_cpu_us"], figures["errors"]) == (None, None, 8)
 
 
 @pytest.mark.parametrize(("percent", "value"), [(50, 2.0), (99, 4.0), (100, 4.0)])
