@@ -33,8 +33,6 @@ from headrace_nginx.service import Service
 from headrace_openai.provider import OpenAIProvider
 
 DEADLINE = 20.0
-KEPT_SECONDS = DEADLINE / 2
-"""How long nginx keeps a connection that nobody needs: not so long that the backend closes it just as it is used."""
 Piece = bytes | threading.Event | str
 """Bytes that nginx takes in one go; something to wait for; `reset`: break the connection; `close`: end it; `left`: wait
 until nginx closes it."""
@@ -373,7 +371,7 @@ def staged(free_port: Callable[[], int], tools: Any) -> Callable[..., Any]:
     @contextmanager
     def run(folder: Path, binary: Kind, nginx: Mapping[str, Any] | None = None, **backends: Any) -> Iterator[Stage]:
         near = {"provider": "near", "base_url": "http://near.test/v1", "options": {"socket": str(folder / "near.sock")}}
-        backends = {"near": {**near, "timeouts": {"keep_alive": KEPT_SECONDS}}, **backends}
+        backends = {"near": {**near, "timeouts": {"keep_alive": 10}}, **backends}
         options = {"port": free_port(), "workers": 1, "worker_connections": 512, "binary": binary.path, **(nginx or {})}
         document = {
             "server": {"state_dir": str(folder / "state")},

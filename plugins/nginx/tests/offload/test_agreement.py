@@ -66,7 +66,8 @@ REPLIES = [
 
 
 class Reply(NamedTuple):
-    """What a backend sends: `wire` are the pieces after the head, whether they are all or not."""
+    """What a backend sends: `wire` are the pieces after the head, whether they are all or not. Then it closes, and has
+    said so, or else nginx might use the connection of a whole reply again just then."""
 
     watch: str
     answers: int
@@ -85,8 +86,8 @@ class Reply(NamedTuple):
         kind = "Content-Type: " + ("text/event-stream" if self.stream else "application/json")
         framed = {
             "closing": "HTTP/1.0 200 X\r\n" + kind,
-            "chunked": f"HTTP/1.1 200 X\r\n{kind}\r\nTransfer-Encoding: chunked",
-            "length": f"HTTP/1.1 200 X\r\n{kind}\r\nContent-Length: {self.length}",
+            "chunked": f"HTTP/1.1 200 X\r\n{kind}\r\nConnection: close\r\nTransfer-Encoding: chunked",
+            "length": f"HTTP/1.1 200 X\r\n{kind}\r\nConnection: close\r\nContent-Length: {self.length}",
         }
         return (framed[self.framing] + "\r\n\r\n").lower().replace("http/", "HTTP/").encode()
 

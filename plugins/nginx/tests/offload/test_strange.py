@@ -12,10 +12,10 @@ import pytest
     "said",
     [
         b"hello\r\n",
-        b"HTTP/1.1 099 X\r\nContent-Length: 2\r\n\r\n{}",
-        b"HTTP/1.1 600 X\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 099 X\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 600 X\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nX: " + b"x" * 20_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )
 def test_what_is_no_proper_answer_is_not_delivered_as_one(stage: Any, http: Any, said: bytes, watch: str) -> None:
