@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from headrace import hookimpl
 from headrace import protocol as module
@@ -84,6 +85,57 @@ async def say(send: Any, body: bytes, *headers: tuple[bytes, bytes], status: int
     await send({"type": "http.response.body", "body": body})
 
 
+class Wire(asyncio.Transport):
+    """Notes what is written."""
+
+    def __init__(self, written: list[Any]) -> None:
+        super().__init__()
+        self._written, self._closing = written, False
+
+    def write(self, data: Any) -> None:
+        assert not self._closing
+        self._written.append((self, data))
+
+    def close(self) -> None:
+        self._closing = True
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Answering:
+    """Connections of one server whose requests are answered in one step, the path being the answer."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[Wire, bytes]] = []
+        self.answered: list[str] = []
+        self._config = uvicorn.Config(self._answer, interface="asgi3", proxy_headers=False, log_config=None)
+        self._config.load()
+        self._kind, self._state = protocol_for(32_768), ServerState()
+
+    def connect(self) -> tuple[Wire, Protocol]:
+        wire, connection = Wire(self.written), self._kind(self._config, self._state, {})
+        connection.connection_made(wire)
+        return wire, connection
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["headrace.wire"].answer([(b"x-path", scope["raw_path"])])
+        self.answered.append(scope["path"])
+
+    def paths(self) -> list[tuple[Wire, bytes]]:
+        return [(wire, sent.partition(b"x-path: ")[2].partition(b"\r\n")[0]) for wire, sent in self.written]
+
+    async def all_answered(self, count: int) -> None:
+        """Return in the turn of the loop in which the last of so many answers is made."""
+        async with asyncio.timeout(DEADLINE):
+            while len(self.answered) < count:
+                await asyncio.sleep(0)
+
+
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the path, the query and the body."""
     body, more = b"", True
@@ -102,6 +154,58 @@ async def test_requests_over_one_connection_are_answered_in_their_order() -> Non
         b"/two?:abc",
         b"/three?:",
     ]
+
+
+async def test_answers_made_in_one_step_are_sent_together_once_all_that_are_due_are_made() -> None:
+    server = Answering()
+    (first, one), (second, two) = server.connect(), server.connect()
+    one.data_received(request("/1"))
+    two.data_received(request("/2"))
+    await server.all_answered(2)
+    assert server.written == []
+    await asyncio.sleep(0)
+    assert server.paths() == [(first, b"/1"), (second, b"/2")]
+
+
+async def test_an_answer_that_is_due_is_sent_before_anything_else_is_done_on_its_connection() -> None:
+    server = Answering()
+    wire, connection = server.connect()
+    connection.data_received(request("/1"))
+    await server.all_answered(1)
+    connection.data_received(b"what?")
+    assert server.paths()[0] == (wire, b"/1") and server.written[1][1].startswith(b"HTTP/1.1 400 ")
+    assert wire.is_closing()
+    await asyncio.sleep(0)
+    assert len(server.written) == 2
+
+
+async def test_answers_to_requests_that_came_together_keep_their_order() -> None:
+    server = Answering()
+    wire, connection = server.connect()
+    connection.data_received(request("/1") + request("/2") + request("/3", headers=CLOSE))
+    await _until(wire.is_closing)
+    assert server.paths() == [(wire, b"/1"), (wire, b"/2"), (wire, b"/3")]
+
+
+async def test_an_answer_that_is_due_is_sent_before_the_server_closes_its_connection() -> None:
+    server = Answering()
+    wire, connection = server.connect()
+    connection.data_received(request("/1"))
+    await server.all_answered(1)
+    connection.shutdown()
+    assert server.paths() == [(wire, b"/1")] and wire.is_closing()
+
+
+async def test_an_answer_to_a_client_that_has_left_keeps_nobody_elses_from_being_sent() -> None:
+    server = Answering()
+    (gone, one), (there, two) = server.connect(), server.connect()
+    one.data_received(request("/1"))
+    two.data_received(request("/2"))
+    await server.all_answered(2)
+    gone.close()
+    one.connection_lost(None)
+    await asyncio.sleep(0)
+    assert server.paths() == [(there, b"/2")]
 
 
 async def test_a_client_that_sends_requests_without_end_waits_before_they_fill_the_memory() -> None:

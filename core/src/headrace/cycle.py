@@ -209,7 +209,11 @@ class Cycle:
         """
         if self.lost:
             return
-        self._protocol.transport.write(b"%b%b\r\n" % (_status_line(200), _encoded(headers)))
+        head = b"%b%b\r\n" % (_status_line(200), _encoded(headers))
+        if self._keep_alive:
+            self._protocol.write_soon(head)
+        else:
+            self._protocol.transport.write(head)
         self._started = True
         self._end()
 

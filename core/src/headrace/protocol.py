@@ -49,6 +49,10 @@ class Protocol(asyncio.Protocol):
     _idle_since: float | None = None
     """When the last answer was complete; None while there is a request."""
     _idle_timer: asyncio.TimerHandle | None = None
+    _unsent = b""
+    """A whole answer that is sent at the end of the loop's turn."""
+    _with_unsent: list[Protocol]
+    """The server's connections that have one."""
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class Protocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """uvicorn's server stops: what is being answered is answered."""
         if self._cycle is None or self._cycle.complete:
+            self._write_unsent()
             self.transport.close()
         else:
             self._cycle.close_after()
@@ -123,9 +128,24 @@ class Protocol(asyncio.Protocol):
             self._paused = False
             self.transport.resume_reading()
 
+    def write_soon(self, answer: bytes) -> None:
+        """Send a whole answer, together with those that other connections get in this turn of the loop: nginx reads
+        all of them at once, and need not be woken for each. The next request's turn comes after that."""
+        if not self._with_unsent:
+            self.loop.call_soon(_write_all, self._with_unsent)
+        self._with_unsent.append(self)
+        self._unsent = answer
+
+    def _write_unsent(self) -> None:
+        answer, self._unsent = self._unsent, b""
+        if answer and not self.transport.is_closing():
+            self.transport.write(answer)
+
     # --- what httptools reads -------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._unsent:
+            self._write_unsent()
         self._idle_since = None
         in_head, self._new_head = self._head_bytes, False
         self._data = data
@@ -258,8 +278,14 @@ class Protocol(asyncio.Protocol):
 
 
 def protocol_for(max_header_bytes: int) -> type[Protocol]:
-    """The protocol with this limit."""
-    return type("Protocol", (Protocol,), {"max_header_bytes": max_header_bytes})
+    """The protocol of one server, with this limit."""
+    return type("Protocol", (Protocol,), {"max_header_bytes": max_header_bytes, "_with_unsent": []})
+
+
+def _write_all(connections: list[Protocol]) -> None:
+    for connection in connections:
+        connection._write_unsent()
+    connections.clear()
 
 
 @lru_cache(maxsize=1)
