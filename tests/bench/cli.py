@@ -152,7 +152,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     known = [*OWN, *peer_targets.STARTS]
     parser.add_argument("--targets", type=_names, metavar="A,B", help=f"which of {', '.join(known)}; left out: all")
     parser.add_argument("--rounds", type=count_of, default=5, help="turns of each target; medians are reported")
-    parser.add_argument("--requests", type=count_of, default=4000, help="whole answers per measurement")
+    parser.add_argument(
+        "--requests",
+        type=count_of,
+        default=12_000,
+        help="whole answers per measurement over the most connections; over fewer a quarter of them",
+    )
     parser.add_argument("--streams", type=count_of, default=96, help="streams per measurement")
     parser.add_argument("--concurrency", type=_counts, default=(1, 32), metavar="N,M", help="numbers of connections")
     parser.add_argument("--chunks", type=count_of, default=100, help="content chunks of a stream")

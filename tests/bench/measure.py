@@ -21,6 +21,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What every target is asked in one round. Counts are requests of one measurement."""
 
     requests: int
+    """Over the most connections. Over fewer, where it is the time of a single one that counts, it is a quarter."""
     streams: int
     warm_up: int
     concurrency: tuple[int, ...]
@@ -64,7 +65,8 @@ def take_turn(endpoint: Endpoint, plan: Plan) -> Turn:
 
 
 def _unary(plan: Plan, many: int) -> list[str]:
-    return ["--mode", "unary", "--requests", str(plan.requests), *_common(plan, many, max(plan.warm_up, many))]
+    requests = plan.requests if many == max(plan.concurrency) else max(1, plan.requests // 4)
+    return ["--mode", "unary", "--requests", str(requests), *_common(plan, many, max(plan.warm_up, many))]
 
 
 def _stream(plan: Plan, many: int) -> list[str]:

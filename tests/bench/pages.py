@@ -57,13 +57,15 @@ def section(results: Mapping[str, Any]) -> str:
 def _conditions(settings: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     named = {"Headrace": machine["headrace"], **machine["peers"], "Python": machine["python"]}
     kind = f"{machine['cores']} cores, {machine['architecture']}, {machine['system']}"
-    connections, most = " and ".join(map(str, settings["concurrency"])), max(settings["concurrency"])
+    *fewer, most = sorted(settings["concurrency"])
+    quarter = f" (a quarter of them over {' and '.join(map(str, fewer))})" if fewer else ""
     return "\n".join(
         (
             f"- Versions: {', '.join(f'{name} {version}' for name, version in named.items())}",
             f"- Machine: {kind}; load before the start {machine['load_before']:.1f}",
-            f"- Rounds: {settings['rounds']}. In each {settings['requests']:,} whole answers over {connections}",
-            f"  connections, then {settings['streams']} streams of {settings['chunks']} chunks over {most},",
+            f"- Rounds: {settings['rounds']}. In each {settings['requests']:,} whole answers over {most}"
+            f" connections{quarter},",
+            f"  then {settings['streams']} streams of {settings['chunks']} chunks over as many,",
             f"  {settings['pace_ms']:g} ms from chunk to chunk; no new request after {settings['seconds']:g} s",
             f"- Requests: prompts of {settings['prompt_bytes']} bytes; clients"
             f" {'ask' if settings['usage'] else 'do not ask'} streams for token usage",

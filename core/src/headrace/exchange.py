@@ -295,6 +295,15 @@ class Exchange:
     Plugins keep what belongs to the request in `state`, under their own name.
     """
 
+    __slots__ = (
+        *("__weakref__", "_by_name", "_comment", "_fields", "_measure", "_stay", "answer_limit"),
+        *("asks_for_report", "attempts", "body", "body_changed", "client", "completed", "delivery"),
+        *("delivery_reason", "demand", "dropped", "endpoint", "error", "events", "failure", "fields_checked"),
+        *("first_byte_at", "headers", "id", "inline_reason", "method", "model", "path", "peek", "principal"),
+        *("prompt_estimate", "prompt_tokens", "response_headers", "source", "started", "state", "status"),
+        *("taps", "translated", "usage", "usage_wanted"),
+    )
+
     def __init__(self, *, id: str, endpoint: Endpoint, scope: Mapping[str, Any], body: bytes = b"") -> None:
         self.id = id
         self.endpoint = endpoint

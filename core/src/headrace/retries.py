@@ -166,11 +166,11 @@ class Walk:
 
     def _can_be_asked(self, target: Target) -> bool:
         """Whether it has the endpoint at all, or the request can be translated for it."""
-        from .translation import asked_of
-
         provider, exchange = self._gateway.providers[target.provider], self.exchange
         if exchange.endpoint.translation is None:
             return can_answer(exchange.endpoint, target, provider)
+        from .translation import asked_of
+
         try:
             return can_answer(exchange.endpoint, target, provider) and bool(asked_of(exchange, target, provider))
         except InvalidRequest as error:
