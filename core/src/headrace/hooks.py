@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -159,11 +159,11 @@ class Hooks:
                 return principal
         return None
 
-    async def authorize(self, exchange: Exchange) -> None:
-        await self._each(self._authorize, "authorize", exchange)
+    def authorize(self, exchange: Exchange) -> Awaitable[None]:
+        return self._each(self._authorize, "authorize", exchange)
 
-    async def transform_request(self, exchange: Exchange) -> None:
-        await self._each(self._transform_request, "transform_request", exchange)
+    def transform_request(self, exchange: Exchange) -> Awaitable[None]:
+        return self._each(self._transform_request, "transform_request", exchange)
 
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None]:
         """Everything the request holds while it lasts, as one context."""
@@ -195,14 +195,14 @@ class Hooks:
                 targets = arranged
         return targets
 
-    async def prepare_attempt(self, attempt: Attempt) -> None:
-        await self._each(self._prepare_attempt, "prepare_attempt", attempt)
+    def prepare_attempt(self, attempt: Attempt) -> Awaitable[None]:
+        return self._each(self._prepare_attempt, "prepare_attempt", attempt)
 
-    async def on_attempt(self, attempt: Attempt, outcome: Outcome) -> None:
-        await self._notify(self._on_attempt, "on_attempt", attempt.exchange, attempt, outcome)
+    def on_attempt(self, attempt: Attempt, outcome: Outcome) -> Awaitable[None]:
+        return self._notify(self._on_attempt, "on_attempt", attempt.exchange, attempt, outcome)
 
-    async def transform_reply(self, exchange: Exchange, reply: Reply) -> None:
-        await self._each(self._transform_reply, "transform_reply", exchange, reply)
+    def transform_reply(self, exchange: Exchange, reply: Reply) -> Awaitable[None]:
+        return self._each(self._transform_reply, "transform_reply", exchange, reply)
 
     def wrap_stream(self, exchange: Exchange, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         for name, call in self._calls["wrap_stream"]:
@@ -254,8 +254,8 @@ class Hooks:
                 return replaced
         return error
 
-    async def on_complete(self, exchange: Exchange, outcome: Outcome) -> None:
-        await self._notify(self._on_complete, "on_complete", exchange, exchange, outcome)
+    def on_complete(self, exchange: Exchange, outcome: Outcome) -> Awaitable[None]:
+        return self._notify(self._on_complete, "on_complete", exchange, exchange, outcome)
 
     async def _each(self, calls: Calls, hook: str, *arguments: Any) -> None:
         for name, call in calls:
