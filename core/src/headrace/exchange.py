@@ -292,7 +292,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 class Exchange:
     """One client request on its way through the gateway, from arrival to `on_complete`.
 
-    Plugins keep what belongs to the request in `state`, under their own name.
+    Plugins keep what belongs to the request in `state`, under their own name: attributes cannot be added.
     """
 
     __slots__ = (
