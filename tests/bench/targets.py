@@ -190,7 +190,7 @@ development_key = true
         yield child
 
 
-EVERYTHING = f"""
+DECIDING = f"""
 [plugins.ratelimit]
 limits = [{{ requests_per_minute = 1000000000, tokens_per_minute = 1000000000000 }}]
 
@@ -201,7 +201,9 @@ prices."{answers.MODEL}" = {{ input = 0.15, output = 0.60 }}
 [plugins.queue]
 
 [plugins.breaker]
-
+"""
+"""What decides, beside the keys that all have."""
+OBSERVING = f"""
 [plugins.cache]
 
 [plugins.metrics]
@@ -212,7 +214,13 @@ endpoint = "http://127.0.0.1:UPSTREAM"
 [plugins.usage]
 prices."{answers.MODEL}" = {{ input = 0.15, output = 0.60 }}
 """
-"""All that decides, remembers and watches. The upstream takes the spans, too."""
+"""What remembers and watches, beside the logs that all have. The upstream takes the spans, too."""
+EVERYTHING = DECIDING + OBSERVING
+
+
+def at(site: Site, tables: str) -> str:
+    """These tables, for this upstream."""
+    return tables.replace("UPSTREAM", str(site.upstream))
 
 
 OWN: Mapping[str, Start] = {
@@ -220,9 +228,8 @@ OWN: Mapping[str, Start] = {
     "nginx": nginx,
     "headrace-offload": lambda site: headrace_up(site, "offload"),
     "headrace-offload-no-usage": lambda site: headrace_up(site, "offload", usage=False),
-    "headrace-all-plugins": lambda site: headrace_up(
-        site, "offload", more=EVERYTHING.replace("UPSTREAM", str(site.upstream))
-    ),
+    "headrace-observed": lambda site: headrace_up(site, "offload", more=at(site, OBSERVING)),
+    "headrace-all-plugins": lambda site: headrace_up(site, "offload", more=at(site, EVERYTHING)),
     "headrace-offload-script": lambda site: headrace_up(site, "offload", with_module=False),
     "headrace-inline": lambda site: headrace_up(site, "inline"),
     "headrace-serve": headrace_serve,
