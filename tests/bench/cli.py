@@ -155,10 +155,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--requests",
         type=count_of,
-        default=12_000,
+        default=4_000,
         help="whole answers per measurement over the most connections; over fewer a quarter of them",
     )
-    parser.add_argument("--streams", type=count_of, default=96, help="streams per measurement")
+    parser.add_argument("--streams", type=count_of, default=32, help="streams per measurement")
     parser.add_argument("--concurrency", type=_counts, default=(1, 32), metavar="N,M", help="numbers of connections")
     parser.add_argument("--chunks", type=count_of, default=100, help="content chunks of a stream")
     parser.add_argument(
