@@ -67,8 +67,7 @@ def ask(stack: Any, key: str, body: Any) -> Any:
 
 
 def test_a_team_shares_answers_over_workers_until_they_are_cleared(stack: Any, keys: list[str], kit: Any) -> None:
-    for stream in (False, True):
-        body = {**SAME, "stream": stream}
+    for body in (SAME, {**SAME, "seed": 1, "stream": True}):
         first = ask(stack, keys[0], body)
         assert first.headers["x-cache"] == "miss"
         kit.until(lambda body=body: ask(stack, keys[0], body).headers["x-cache"] == "hit", "an answer that is kept")
@@ -107,3 +106,15 @@ def test_answers_outlive_the_gateway_where_a_server_keeps_them(stack: Any, keys:
     command = [sys.executable, "-m", "headrace", "--config", str(stack.folder / "headrace.toml"), "reload"]
     subprocess.run(command, check=True, capture_output=True)
     assert ask(stack, keys[0], body).headers["x-cache"] == "hit"
+
+
+def test_what_was_asked_for_whole_is_streamed_by_any_worker(stack: Any, keys: list[str], kit: Any) -> None:
+    body = {**SAME, "seed": 8}
+    whole = json.loads(ask(stack, keys[0], body).body)
+    kit.until(lambda: ask(stack, keys[0], body).headers["x-cache"] == "hit", "an answer that is kept")
+    for key in keys:
+        answer = ask(stack, key, {**body, "stream": True})
+        assert answer.headers["x-cache"] == "hit" and answer.body.endswith(b"data: [DONE]\n\n")
+        events = [json.loads(line[6:]) for line in answer.body.splitlines() if line.startswith(b"data: {")]
+        said = "".join(each["delta"].get("content", "") for event in events for each in event["choices"])
+        assert said == whole["choices"][0]["message"]["content"]

@@ -6,13 +6,14 @@ import json
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.dialects import OPENAI_ENDPOINTS, Endpoint
+from headrace.dialects import OPENAI_ENDPOINTS, ChatPeek, Endpoint
 from headrace.exchange import Exchange, Principal
-from headrace_cache.key import Unclear, key_of, read, tenant_of
+from headrace_cache.key import Keys, Unclear, keys_of, read, tenant_of
 
 CHAT = OPENAI_ENDPOINTS["/v1/chat/completions"]
 SERVED = [["openai", "m"]]
@@ -25,7 +26,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=12,
 )
-bodies = st.dictionaries(st.sampled_from(["model", "messages", "seed", "tools", "user", "x", "é"]) | texts, values)
+bodies = st.dictionaries(
+    st.sampled_from(["model", "messages", "seed", "stream_options", "tools", "x", "é"]) | texts, values
+)
 
 
 def exchange(body: bytes = b"{}", endpoint: Endpoint = CHAT, **headers: str) -> Exchange:
@@ -36,7 +39,13 @@ def exchange(body: bytes = b"{}", endpoint: Endpoint = CHAT, **headers: str) -> 
 
 def key(body: Any) -> str:
     encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return key_of(exchange(encoded), read(encoded), TENANT, SERVED)
+    return keys(encoded).own
+
+
+def keys(encoded: bytes, streaming: bool = False, endpoint: Endpoint = CHAT) -> Keys:
+    asked = exchange(encoded, endpoint)
+    asked.peek = ChatPeek(model="m", messages=msgspec.Raw(b"[]"), stream=streaming)
+    return keys_of(asked, read(encoded), TENANT, SERVED)
 
 
 def typed(value: Any) -> Any:
@@ -113,22 +122,60 @@ def test_everything_beside_the_body_is_part_of_the_key() -> None:
     longest = exchange(body)
     longest.answer_limit = 5
     found = {
-        key_of(plain, read(body), TENANT, SERVED),
-        key_of(longest, read(body), TENANT, SERVED),
-        key_of(plain, read(body), ("team", "a"), SERVED),
-        key_of(plain, read(body), TENANT, [["openai", "n"]]),
-        key_of(exchange(body, OPENAI_ENDPOINTS["/v1/completions"]), read(body), TENANT, SERVED),
-        key_of(exchange(body, anthropic_beta="b"), read(body), TENANT, SERVED),
-        key_of(exchange(body, anthropic_version="b"), read(body), TENANT, SERVED),
-        key_of(exchange(body, openai_beta="b"), read(body), TENANT, SERVED),
+        keys_of(plain, read(body), TENANT, SERVED),
+        keys_of(longest, read(body), TENANT, SERVED),
+        keys_of(plain, read(body), ("team", "a"), SERVED),
+        keys_of(plain, read(body), TENANT, [["openai", "n"]]),
+        keys_of(exchange(body, OPENAI_ENDPOINTS["/v1/completions"]), read(body), TENANT, SERVED),
+        keys_of(exchange(body, anthropic_beta="b"), read(body), TENANT, SERVED),
+        keys_of(exchange(body, anthropic_version="b"), read(body), TENANT, SERVED),
+        keys_of(exchange(body, openai_beta="b"), read(body), TENANT, SERVED),
     }
     assert len(found) == 8
 
 
 def test_fields_that_are_to_be_ignored_make_no_difference() -> None:
     one, other = b'{"model":"m","user":"a"}', b'{"user":"b","model":"m"}'
-    keys = [key_of(exchange(body), read(body), TENANT, SERVED, ("user",)) for body in (one, other)]
-    assert keys[0] == keys[1] and key(one) != key(other)
+    found = [keys_of(exchange(body), read(body), TENANT, SERVED, ("user",)) for body in (one, other)]
+    assert found[0] == found[1] and key(one) != key(other)
+
+
+TOLD = {"include_usage": True}
+FORMS: list[dict[str, Any]] = [{}, {"stream_options": None}, {"stream_options": {}}, {"stream_options": TOLD}]
+
+
+@given(bodies, st.sampled_from([*FORMS, {"stream_options": {"include_usage": False}}]))
+@settings(deadline=None, max_examples=30)
+def test_the_forms_of_one_request_know_each_others_keys(body: dict[str, Any], options: dict[str, Any]) -> None:
+    body.pop("stream_options", None)
+    whole, told = (keys(json.dumps(each).encode(), bool(each is not body)) for each in (body, {**body, **FORMS[3]}))
+    assert (whole.other, told.other) == (told.own, whole.own) and whole.own != told.own
+    assert keys(json.dumps({**body, **options}).encode(), True).other == whole.own
+
+
+@pytest.mark.parametrize("options", [{"continuous_usage_stats": True}, {**TOLD, "x": None}, 1, [True]])
+def test_streams_that_tell_more_have_no_other_form(options: Any) -> None:
+    assert keys(json.dumps({"stream_options": options}).encode(), True).other is None
+
+
+def test_a_whole_answer_with_options_of_streams_has_no_other_form() -> None:
+    assert keys(json.dumps({"stream_options": TOLD}).encode()).other is None
+
+
+@given(bodies, bodies)
+@settings(deadline=None, max_examples=50)
+def test_the_other_form_is_never_that_of_a_different_body(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for body in (one, other):
+        body.pop("stream", None)
+    first, second = (json.dumps(body).encode() for body in (one, other))
+    plain = {name: value for name, value in other.items() if name != "stream_options"}
+    if keys(first).other == keys(second, True).own:
+        assert other.get("stream_options") == TOLD and typed(one) == typed(plain)
+
+
+def test_other_endpoints_have_one_form() -> None:
+    assert keys(b"{}", endpoint=OPENAI_ENDPOINTS["/v1/completions"]).other is not None
+    assert keys(b"{}", endpoint=OPENAI_ENDPOINTS["/v1/embeddings"]).other is None
 
 
 names = st.none() | st.sampled_from(["a", "b", "", "team", "key"])
@@ -148,4 +195,4 @@ def test_tenants_share_nothing_unless_they_are_one(
 
 def test_an_infinity_is_never_written() -> None:
     with pytest.raises(Unclear):
-        key_of(exchange(), {"x": math.inf}, TENANT, SERVED)
+        keys_of(exchange(), {"x": math.inf}, TENANT, SERVED)

@@ -31,13 +31,6 @@ async def test_a_stream_is_replayed_byte_for_byte(cached: Any, stream: Any, back
         assert (second.headers["x-cache"], gateway.asked) == ("hit", 1)
 
 
-async def test_streams_and_whole_answers_are_kept_apart(cached: Any, chat: Any, stream: Any) -> None:
-    async with cached() as gateway:
-        assert (await gateway.ask(chat)).headers["content-type"] == "application/json"
-        assert (await gateway.ask(stream)).headers["content-type"].startswith("text/event-stream")
-        assert gateway.asked == 2
-
-
 async def test_a_hit_takes_no_tokens(cached: Any, stream: Any) -> None:
     body = {**stream, "stream_options": {"include_usage": True}}
     async with cached() as gateway:

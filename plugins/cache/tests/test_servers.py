@@ -12,6 +12,7 @@ import pytest
 from headrace.config import Secret
 from headrace_cache.config import address_of
 from headrace_cache.entry import Entry
+from headrace_cache.key import Keys
 from headrace_cache.remote import connect
 from headrace_cache.shared import Shared
 
@@ -97,7 +98,7 @@ async def test_a_server_that_hangs_costs_no_more_than_the_deadline(server: Any) 
         took = []
         for _ in range(20):
             start = time.perf_counter()
-            assert (await shared.find("k", "m")).epoch is None
+            assert (await shared.find(Keys("k", None), "m")).epoch is None
             took.append(time.perf_counter() - start)
         assert len(failed) == 3
         assert sorted(took)[-4] < 0.005  # nobody waits once it is known
@@ -109,7 +110,7 @@ async def test_an_answer_to_another_question_is_no_answer(server: Any) -> None:
     """Clients have mixed up connections before."""
     shared = Shared(lambda: connect(address_of(Secret(server.url))), "t:", 5.0, 60.0)
     async with shared.running():
-        epoch = (await shared.find("mine", "m")).epoch
+        epoch = (await shared.find(Keys("mine", None), "m")).epoch
         assert epoch is not None
         now = time.time()
         entry = Entry("mine", "m", "whole", b"{}", now, now + 60, epoch=epoch)
@@ -117,25 +118,25 @@ async def test_an_answer_to_another_question_is_no_answer(server: Any) -> None:
         assert remote is not None
         shared.keep(entry)
         await asyncio.gather(*shared._calls)
-        found = (await shared.find("mine", "m")).entry
+        (found,) = (await shared.find(Keys("mine", None), "m")).entries
         assert found is not None and found.body == b"{}"
         (value,) = await remote.several(["t:a:mine"])
         assert value is not None
         await remote.put("t:a:yours", value, 60)
-        assert (await shared.find("yours", "m")).entry is None
+        assert (await shared.find(Keys("yours", None), "m")).entries == ()
 
 
 async def test_requests_that_leave_do_not_mix_up_answers(server: Any) -> None:
     shared = Shared(lambda: connect(address_of(Secret(server.url))), "t:", 5.0, 60.0)
     async with shared.running():
-        epoch = (await shared.find("0", "m")).epoch
+        epoch = (await shared.find(Keys("0", None), "m")).epoch
         assert epoch is not None
         now = time.time()
         for number in range(20):
             shared.keep(Entry(f"{number}", "m", "whole", b"%d" % number, now, now + 60, epoch=epoch))
         await asyncio.gather(*shared._calls)
         for turn in range(10):
-            asks = [asyncio.create_task(shared.find(f"{number}", "m")) for number in range(20)]
+            asks = [asyncio.create_task(shared.find(Keys(f"{number}", None), "m")) for number in range(20)]
             for _ in range(turn):
                 await asyncio.sleep(0)
             for ask in asks[::2]:
@@ -143,7 +144,7 @@ async def test_requests_that_leave_do_not_mix_up_answers(server: Any) -> None:
             done = await asyncio.gather(*asks, return_exceptions=True)
             for number, found in enumerate(done):
                 if not isinstance(found, BaseException):
-                    assert found.entry is not None and found.entry.body == b"%d" % number
+                    assert [entry.body for entry in found.entries] == [b"%d" % number]
         assert shared.up
 
 

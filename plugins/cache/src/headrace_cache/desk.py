@@ -12,6 +12,7 @@ import msgspec
 from headrace.errors import GatewayError
 from headrace.exchange import Exchange, Reply
 
+from .crossing import crossed
 from .entry import TYPES, Entry, Kind, hit_headers, reply_of
 from .flight import Flight, Follower, Key, Room
 from .marks import Standing
@@ -69,9 +70,8 @@ class Desk:
             return None
         exchange.state[STATE] = plan
         if self.memory is not None and not plan.fresh:
-            found = self.memory.find(plan.key)
-            if found is not None and self._will_do(plan, found):
-                plan.found = found
+            plan.found = self._in_memory(exchange, plan, self.memory)
+            if plan.found is not None:
                 return None
         return Watch(exchange, plan, self)
 
@@ -148,6 +148,23 @@ class Desk:
         stream = flight.follow(follower)
         return Reply(200, hit_headers("stream", 0), stream=stream, close=leave, source="cache")
 
+    def _in_memory(self, exchange: Exchange, plan: Plan, memory: Memory) -> Entry | None:
+        """What lies there, as it was asked for. The other form is looked for only if this one will not do."""
+        for key in plan.keys:
+            entry = memory.find(key) if key is not None else None
+            found = self._as_asked(exchange, plan, entry) if entry is not None else None
+            if found is not None:
+                if found is not entry:
+                    self._remember(plan, found)
+                return found
+        return None
+
+    def _as_asked(self, exchange: Exchange, plan: Plan, entry: Entry) -> Entry | None:
+        """An answer in the form that was asked for; None: it will not do."""
+        if not self._will_do(plan, entry):
+            return None
+        return entry if entry.key == plan.keys.own else crossed(entry, plan.keys.own, exchange)
+
     def _will_do(self, plan: Plan, entry: Entry) -> bool:
         return plan.wish.max_age is None or entry.age <= plan.wish.max_age
 
@@ -165,14 +182,15 @@ class Desk:
         flight.stop = lambda: exchange.share(flight.wanted)  # ends it, if the client has left
         exchange.share(flight.wanted)
         if self.shared is not None:
-            found = await self.shared.find(plan.key, plan.model)
+            found = await self.shared.find(plan.keys, plan.model)
             plan.server_epoch = found.epoch
-            if found.entry is not None and not plan.fresh and self._will_do(plan, found.entry):
-                self._remember(plan, found.entry)
+            entries = () if plan.fresh else (self._as_asked(exchange, plan, each) for each in found.entries)
+            if (entry := next(filter(None, entries), None)) is not None:
+                self._remember(plan, entry)
                 plan.flight = None
-                flight.land(found.entry)
+                flight.land(entry)
                 plan.counts.hits += 1
-                return self._hit(exchange, found.entry)
+                return self._hit(exchange, entry)
         plan.counts.misses += 1
         exchange.response_headers.append(MISS)
         return None
@@ -186,7 +204,7 @@ class Desk:
     def entry(self, exchange: Exchange, plan: Plan, kind: Kind, body: bytes) -> Entry:
         """An answer that is complete. It is kept, if it is worth it."""
         now = time.time()
-        entry = Entry(plan.key, plan.model, kind, body, now, now + plan.ttl, exchange.dropped)
+        entry = Entry(plan.keys.own, plan.model, kind, body, now, now + plan.ttl, exchange.dropped)
         if len(body) <= self._config.max_entry_bytes and self._is_worth(exchange, plan, kind, body):
             plan.counts.stored += 1
             self._remember(plan, entry)
@@ -215,7 +233,7 @@ class Desk:
         if self.memory is None:
             return
         ends = entry.ends if self.shared is None else min(entry.ends, time.time() + self._config.memory_ttl)
-        self.memory.put(plan.key, msgspec.structs.replace(entry, ends=ends, epoch=plan.epoch))
+        self.memory.put(plan.keys.own, msgspec.structs.replace(entry, ends=ends, epoch=plan.epoch))
 
 
 async def clear_server(shared: Shared | None, model: str | None) -> bool:

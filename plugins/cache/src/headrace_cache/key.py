@@ -11,20 +11,37 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.exchange import ANONYMOUS, Exchange, Principal
 from headrace.models import Model
 
+from . import crossing
 from .config import Partition
 
-FORMAT = "1"
+FORMAT = "2"
 """Another one when anything here changes: servers outlive us."""
 HEADERS = (b"accept", b"openai-beta", b"anthropic-version", b"anthropic-beta")
 """The client's headers that backends get, but for those that say who asks or trace it."""
 IGNORING = frozenset(("chat", "completions", "embeddings"))
 """Endpoints whose answers do not say again what was asked."""
+FORM_FIELDS = ("stream", "stream_options")
+"""They say in which form the answer is to come. Instead of `stream` what the core makes of it counts: false, null and
+nothing at all are the same."""
+WHOLE: list[Any] = [False]
+STREAM: list[Any] = [True, {"include_usage": True}]
+OPTIONS: list[list[Any]] = [[], [None], [{}], *([{"include_usage": each}] for each in (True, False, None))]
+"""`stream_options` of streams that tell nothing but what a whole answer tells."""
 _MINUS_ZERO = re.compile(r"-0(?![\d.])")
+
+
+class Keys(NamedTuple):
+    """Of one request."""
+
+    own: str
+    """Of its answer."""
+    other: str | None
+    """Of the same answer in the other form, whole or streamed; None: there is none."""
 
 
 class Unclear(ValueError):
@@ -79,29 +96,49 @@ def served_by(models: Iterable[Model]) -> list[list[str]]:
     return [list(each) for each in sorted({(t.provider, t.model or "") for model in models for t in model.targets})]
 
 
-def key_of(
+def keys_of(
     exchange: Exchange,
     fields: dict[str, Any],
     tenant: tuple[str, str],
     served: list[list[str]],
     ignore: Iterable[str] = (),
-) -> str:
-    """The key, in hexadecimal digits. `fields` as `read` gives them. Raises Unclear."""
+) -> Keys:
+    """The keys, in hexadecimal digits. `fields` as `read` gives them. Raises Unclear."""
     name = exchange.endpoint.name
-    left_out = {"stream", *(ignore if name in IGNORING else ())}
+    left_out = {*FORM_FIELDS, *(ignore if name in IGNORING else ())}
     what = [
         FORMAT,
         name,
         tenant,
         exchange.model.name if exchange.model is not None else None,
         served,
-        exchange.streaming,  # in place of `stream`: false, null and nothing at all are the same to the core
         exchange.answer_limit,  # what a backend is told of the answer's length if the client says nothing
         [exchange.header(each) for each in HEADERS],
         {field: value for field, value in fields.items() if field not in left_out},
     ]
+    form = [exchange.streaming, *([fields["stream_options"]] if "stream_options" in fields else ())]
+    digest = hashlib.sha256(_written(what))
+    other = _other(form) if name in crossing.ENDPOINTS else None
+    return Keys(_digits(digest, form), _digits(digest, other) if other is not None else None)
+
+
+def _other(form: list[Any]) -> list[Any] | None:
+    """The other form in which the same may be asked for. A whole answer tells of its tokens: so must its stream."""
+    if form == WHOLE:
+        return STREAM
+    streaming, *options = form
+    return WHOLE if streaming and options in OPTIONS else None
+
+
+def _digits(digest: Any, form: list[Any]) -> str:
+    digest = digest.copy()
+    digest.update(_written(form))
+    return str(digest.hexdigest())
+
+
+def _written(what: Any) -> bytes:
+    """JSON in its one form. Raises Unclear."""
     try:
-        text = json.dumps(what, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return json.dumps(what, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
     except (ValueError, RecursionError) as error:  # 1e999 is infinite, and so is 1e998
         raise Unclear(str(error)) from error
-    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -9,7 +9,7 @@ import msgspec
 from .config import CacheConfig, ModelRules
 from .counts import Counts
 from .entry import Entry
-from .key import Unclear, key_of, read, served_by, tenant_of
+from .key import Keys, Unclear, keys_of, read, served_by, tenant_of
 from .rules import is_deterministic, is_kept, looks_around
 from .wishes import Wish, wish_of
 
@@ -30,7 +30,7 @@ USUAL = ModelRules()
 class Plan(msgspec.Struct, eq=False):
     """Of one request."""
 
-    key: str
+    keys: Keys
     model: str
     ttl: int
     wish: Wish
@@ -49,7 +49,7 @@ class Plan(msgspec.Struct, eq=False):
     @property
     def place(self) -> tuple[str, tuple[str, str]]:
         """What requests have in common that may have the same answer now."""
-        return (self.key, self.epoch)
+        return (self.keys.own, self.epoch)
 
 
 class Planner:
@@ -79,12 +79,12 @@ class Planner:
             if is_kept(exchange, fields) or (looks_around(exchange, fields) and not asked):
                 return None
             tenant = tenant_of(exchange.principal, config.partition)
-            key = key_of(exchange, fields, tenant, self._served_by(model), config.ignore)
+            keys = keys_of(exchange, fields, tenant, self._served_by(model), config.ignore)
         except (Unclear, RecursionError):
             return None
         ttl = rules.ttl or config.ttl
         ttl = ttl if wish.ttl is None else min(ttl, wish.ttl)
-        return Plan(key, model.name, ttl, wish, marks.of(model.name), counts, fresh=wish.word == "refresh")
+        return Plan(keys, model.name, ttl, wish, marks.of(model.name), counts, fresh=wish.word == "refresh")
 
     def _served_by(self, model: Model) -> list[list[str]]:
         known = self._served.get(model.name)

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 from .entry import Entry, decode, encode
+from .key import Keys
 from .remote import Remote
 
 logger = logging.getLogger("headrace.cache")
@@ -40,12 +41,13 @@ T = TypeVar("T")
 class Found(NamedTuple):
     """What a server had."""
 
-    entry: Entry | None
+    entries: tuple[Entry, ...]
+    """One at most for each of the keys."""
     epoch: tuple[str, str] | None
     """The present one; None if nobody knows, and then nothing is to be kept there."""
 
 
-NOT_ASKED = Found(None, None)
+NOT_ASKED = Found((), None)
 
 
 class Shared:
@@ -86,12 +88,12 @@ class Shared:
 
     # --- for requests ----------------------------------------------------------------------------------------------
 
-    async def find(self, key: str, model: str) -> Found:
-        """What is kept under a key. Never raises, and never takes longer than the deadline."""
+    async def find(self, keys: Keys, model: str) -> Found:
+        """What is kept under these keys. Never raises, and never takes longer than the deadline."""
         remote = self._remote
         if remote is None or len(self._calls) >= MOST_WAITING:
             return NOT_ASKED
-        task = self._begin(self._find(remote, key, model))
+        task = self._begin(self._find(remote, keys, model))
         done, _ = await asyncio.wait({task}, timeout=self._deadline)  # if the caller is cancelled, the call is not
         if done and not task.cancelled() and task.exception() is None:
             self._slow = 0
@@ -128,16 +130,22 @@ class Shared:
 
     # --- one call --------------------------------------------------------------------------------------------------
 
-    async def _find(self, remote: Remote, key: str, model: str) -> Found:
-        names = (f"{self._prefix}a:{key}", self._epoch_key(None), self._epoch_key(model))
-        value, *said = await remote.several(names)
-        if None in said:
-            return Found(None, await self._begun(remote, names[1:], said))
-        epoch = (_text(said[0]), _text(said[1]))
-        entry = decode(value) if value is not None else None
-        if entry is None or entry.key != key or entry.epoch != epoch or entry.ends <= time.time():
-            return Found(None, epoch)
-        return Found(entry, epoch)
+    async def _find(self, remote: Remote, keys: Keys, model: str) -> Found:
+        epochs = (self._epoch_key(None), self._epoch_key(model))
+        wanted = [key for key in keys if key is not None]
+        *values, everybody, own = await remote.several((*(f"{self._prefix}a:{key}" for key in wanted), *epochs))
+        if everybody is None or own is None:
+            return Found((), await self._begun(remote, epochs, [everybody, own]))
+        epoch, now = (_text(everybody), _text(own)), time.time()
+        entries = [decode(value) if value is not None else None for value in values]
+        return Found(
+            tuple(
+                entry
+                for key, entry in zip(wanted, entries, strict=True)
+                if entry is not None and entry.key == key and entry.epoch == epoch and entry.ends > now
+            ),
+            epoch,
+        )
 
     async def _begun(self, remote: Remote, names: tuple[str, ...], said: list[bytes | None]) -> tuple[str, str] | None:
         """The server knows no epoch, or has forgotten it: begin one. What it keeps of before does not count."""
