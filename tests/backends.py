@@ -8,9 +8,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from headrace.testing import COMPLETION, FakeBackend
+from headrace.testing import COMPLETION, FakeBackend, Listening
 
 from .processes import until
 
@@ -31,7 +31,7 @@ def chunked(*pieces: bytes, kind: str = "text/event-stream", headers: tuple[str,
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body + b"0\r\n\r\n" * last
 
 
-class RawBackend:
+class RawBackend(Listening):
     """Says exactly the bytes it is told to, for answers that no proper server gives.
 
     Attributes:
@@ -57,33 +57,16 @@ class RawBackend:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.closed_early = asyncio.Event()
 
-    async def __aenter__(self) -> RawBackend:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+    async def __aenter__(self) -> Self:
         self._loop, self._dropped = asyncio.get_running_loop(), asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return await super().__aenter__()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self.connections += 1
         try:
-            with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                while await self._exchange(reader, writer):
-                    pass
-        except asyncio.CancelledError:
-            pass
+            await super()._serve(reader, writer)
         finally:
             self.connections -= 1
-            self._tasks.discard(task)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")

@@ -194,7 +194,7 @@ async def test_all_larger_models_are_asked_and_none_to_which_the_prompt_is_too_l
         config["models"]["small"] |= {"context_window_fallbacks": ["broken", "long"], "fallback_models": ["other"]}
         for each in made.values():
             assert isinstance(each, Backend)
-        small.failures, small.error_body, broken.failures = [400], TOO_LONG, [503]  # type: ignore[attr-defined]
+        small.failures, small.error_body, broken.failures = [400], TOO_LONG, [503]
         async with serve(config) as running, httpx.AsyncClient() as client:
             answer = await client.post(f"{running.url}/v1/chat/completions", json={**CHAT, "model": "small"})
         assert answer.status_code == 200
@@ -214,7 +214,7 @@ async def test_a_target_that_is_left_out_after_it_has_failed_is_not_waited_for()
     async with Backend() as backend:
         config = backend.config()
         config["models"]["test"]["retry"] = {"rounds": 9, "backoff": 0.001, "max_backoff": 0.001}
-        backend.failures = [500] * 99  # type: ignore[attr-defined]
+        backend.failures = [500] * 99
         async with serve(config, {"out": LeavesOut}) as running, httpx.AsyncClient() as client:
             answer = await client.post(f"{running.url}/v1/chat/completions", json=CHAT)
         assert (answer.status_code, len(backend.requests)) == (502, 1)

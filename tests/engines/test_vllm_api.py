@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from headrace_cache.crossing import as_stream, as_whole
+
 from ..processes import until
 from .asking import HELLO, Caller, Words
 from .launching import Site
@@ -186,3 +188,48 @@ def test_a_server_that_cannot_sleep_is_told_how_it_could(own_engine: Site) -> No
     done = own_engine.run("vllm", "status", "--backend", "own")
     assert done.returncode == 1
     assert "--enable-sleep-mode and VLLM_SERVER_DEV_MODE=1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 12}),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 12, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 12, "n": 2, "temperature": 1}),
+        ("/v1/chat/completions", {"messages": HELLO, "tools": [TOOL], "tool_choice": "required", "max_tokens": 200}),
+        ("/v1/completions", {"prompt": "What does the wheel do?\n", "max_tokens": 7}),
+        ("/v1/completions", {"prompt": "What does the wheel do?\n", "max_tokens": 7, "logprobs": 2}),
+    ],
+    ids=["chat", "logprobs", "two", "tool", "completion", "its logprobs"],
+)
+def test_a_cache_can_make_each_form_of_an_answer_of_the_other(
+    caller: Caller, path: str, fields: dict[str, Any]
+) -> None:
+    body = {"model": "wheel", "temperature": 0, "seed": 1, **fields}
+    whole = caller.route.post(body, path=path)
+    streamed = caller.route.post({**body, "stream": True, "stream_options": {"include_usage": True}}, path=path)
+    assert (whole.status, streamed.status) == (200, 200), (whole.body, streamed.body)
+    made, stream = as_whole(streamed.body), as_stream(whole.body, usage=True)
+    assert made is not None and stream is not None
+    again = as_whole(stream)
+    assert again is not None
+    assert said(json.loads(made)) == said(json.loads(again)) == said(whole.json())
+
+
+def test_what_one_form_alone_tells_of_the_prompt_is_left_there(caller: Caller) -> None:
+    prompt = {"prompt": "What does the wheel do?\n", "max_tokens": 7, "logprobs": 2, "echo": True}
+    whole = caller.route.post({"model": "wheel", "temperature": 0, **prompt}, path="/v1/completions")
+    assert "prompt_logprobs" in whole.json()["choices"][0]
+    assert as_stream(whole.body, usage=True) is None
+
+
+def said(value: Any) -> Any:
+    """What an answer says, without what is of its own each time, without what says nothing, and JSON without spaces."""
+    if isinstance(value, list):
+        return [said(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    pairs = {name: said(each) for name, each in value.items() if name not in ("id", "created")}
+    if isinstance(pairs.get("arguments"), str):
+        pairs["arguments"] = json.loads(pairs["arguments"])
+    return {name: each for name, each in pairs.items() if each not in (None, [], {})}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -50,7 +50,47 @@ async def serve(document: Mapping[str, Any], plugins: Mapping[str, type[Any]] | 
                 yield Running(url, gateway)
 
 
-class FakeBackend:
+class Listening:
+    """Listens on a free port of the loopback while its context lasts, and then leaves no connection behind."""
+
+    url: str
+
+    async def __aenter__(self) -> Self:
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._server.close()
+        serving = tuple(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while await self._exchange(reader, writer):
+                    pass
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        except asyncio.CancelledError:
+            pass
+        finally:
+            writer.transport.abort()  # whatever could not be sent
+            self._serving.discard(task)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request. Returns whether the connection waits for another."""
+        raise NotImplementedError
+
+
+class FakeBackend(Listening):
     """An OpenAI-compatible backend on a real socket, for tests of what real ones cannot be made to do on demand.
 
     Attributes:
@@ -89,29 +129,6 @@ class FakeBackend:
             **tables,
         }
 
-    async def __aenter__(self) -> FakeBackend:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._server.close()
-        for task in asyncio.all_tasks():
-            if task.get_name() == f"fake-backend-{id(self)}":
-                task.cancel()
-        await asyncio.sleep(0)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.set_name(f"fake-backend-{id(self)}")
-        with (
-            contextlib.closing(writer),
-            contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError),
-        ):
-            while await self._exchange(reader, writer):
-                pass
-
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         request, *lines = head.rstrip().split("\r\n")
@@ -120,20 +137,17 @@ class FakeBackend:
         path = request.split(" ")[1]
         self.requests.append((path, headers, body))
         gone = asyncio.ensure_future(reader.read(1))
+        answer = asyncio.ensure_future(self._answer(path, body, writer))
         try:
-            await asyncio.wait(
-                (answer := asyncio.ensure_future(self._answer(path, body, writer)), gone),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                answer.cancel()
                 self.closed_early.set()
                 return False
             return answer.result() and not gone.done()
         finally:
-            gone.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await gone
+            for task in (answer, gone):
+                task.cancel()
+            await asyncio.gather(answer, gone, return_exceptions=True)
 
     async def _answer(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
         if self.silent:

@@ -181,7 +181,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     calls = message.pop("tool_calls", None)
     if calls is not None:
         message["tool_calls"] = [{"type": "function", **calls[at]} for at in sorted(calls)]
-    kept = {name: value for name, value in message.items() if value}
+    kept = {name: value for name, value in message.items() if value or name == "content"}
     return {"role": "assistant", "content": None if calls else "", **kept}
 
 
