@@ -42,6 +42,8 @@ class RawBackend(Listening):
         closed_early: set when a client left while its connection was held.
     """
 
+    PATH = "/v1"
+
     def __init__(self) -> None:
         self.url = ""
         self.connections = 0

@@ -53,12 +53,15 @@ async def serve(document: Mapping[str, Any], plugins: Mapping[str, type[Any]] | 
 class Listening:
     """Listens on a free port of the loopback while its context lasts, and then leaves no connection behind."""
 
+    PATH = ""
+    """What its address ends with."""
+
     url: str
 
     async def __aenter__(self) -> Self:
         self._serving: set[asyncio.Task[Any]] = set()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}{self.PATH}"
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -103,6 +106,8 @@ class FakeBackend(Listening):
         requests: every request so far: path, headers, body.
         closed_early: set when a client closed the connection before its answer was complete.
     """
+
+    PATH = "/v1"
 
     def __init__(self) -> None:
         self.status = 200

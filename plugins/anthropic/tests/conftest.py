@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from headrace import chat
 from headrace.dialects import Endpoint
 from headrace.exchange import Exchange
-from headrace.testing import Running, serve
+from headrace.testing import Listening, Running, serve
 from headrace_anthropic import Plugin
 from headrace_anthropic.dialect import DIALECT, MessagesPeek
 
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
     body: Any
 
 
-class Backend:
+class Backend(Listening):
     """An HTTP server that gives each request the answer it has been told; a stream's pieces go out one by one.
 
     Attributes:
@@ -49,18 +49,10 @@ class Backend:
         self.hold: asyncio.Event | None = None
         self.left = asyncio.Event()
         self.asked: list[Asked] = []
-        self.tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.root = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._server.close()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+    @property
+    def root(self) -> str:
+        return self.url
 
     @property
     def last(self) -> Asked:
@@ -68,18 +60,6 @@ class Backend:
 
     def stream(self, *pieces: bytes) -> None:
         self.pieces = list(pieces)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        with (
-            contextlib.closing(writer),
-            contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError),
-        ):
-            while await self._exchange(reader, writer):
-                pass
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         request, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")

@@ -16,7 +16,7 @@ import msgspec
 from headrace.gateway import Gateway
 from headrace.providers import Health
 from headrace.settings import parse
-from headrace.testing import serve
+from headrace.testing import Listening, serve
 
 EVENTS = "text/event-stream"
 
@@ -42,7 +42,7 @@ def chunked(*chunks: bytes, cut: bool = False, kind: str = EVENTS) -> bytes:
     return head + b"".join(b"%x\r\n%s\r\n" % (len(each), each) for each in chunks) + (b"" if cut else b"0\r\n\r\n")
 
 
-class Engine:
+class Engine(Listening):
     """Answers each path with what `says` has for it, else 404 as `unknown` has it.
 
     Attributes:
@@ -59,29 +59,20 @@ class Engine:
         self.headers: list[dict[str, str]] = []
         self.url = ""
 
-    async def __aenter__(self) -> Engine:
-        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self._server.close()
-        await asyncio.sleep(0)
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            request, *lines = head.rstrip().split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-            body = await reader.readexactly(int(headers.get("content-length", 0)))
-            method, path, _ = request.split(" ")
-            if body:
-                self.asked.append((path, msgspec.json.decode(body)))
-            self.headers.append(headers)
-            writer.write(self.says.get(f"{method} {path}", self.unknown))
-            await writer.drain()
-            if self.lingers:
-                await reader.read()
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        request, *lines = head.rstrip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        method, path, _ = request.split(" ")
+        if body:
+            self.asked.append((path, msgspec.json.decode(body)))
+        self.headers.append(headers)
+        writer.write(self.says.get(f"{method} {path}", self.unknown))
+        await writer.drain()
+        if self.lingers:
+            await reader.read()
+        return False
 
 
 def document(provider: str, url: str = "", **backend: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import contextlib
 import json
 from typing import Any
 
+from headrace.testing import Listening
+
 CUT: dict[str, Any] = {"cut": True}
 SILENCE: dict[str, Any] = {"silence": True}
 PAUSE: dict[str, Any] = {"pause": True}
@@ -35,7 +37,7 @@ class Refused(Exception):
         self.status, self.words = status, words
 
 
-class FakeOllama:
+class FakeOllama(Listening):
     """
     Attributes:
         say: pieces of the next answers.
@@ -75,27 +77,9 @@ class FakeOllama:
         """The fields of the last request."""
         return self.requests[-1][3]
 
-    async def __aenter__(self) -> FakeOllama:
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self.connections += 1
-        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while await self._exchange(reader, writer):
-                pass
-        self._tasks.discard(task)
+        await super()._serve(reader, writer)
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")

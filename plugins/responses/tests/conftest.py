@@ -13,7 +13,7 @@ import pytest
 
 from headrace import hookimpl
 from headrace.exchange import Exchange, Principal
-from headrace.testing import serve
+from headrace.testing import Listening, serve
 from headrace_responses import Plugin
 
 
@@ -28,7 +28,7 @@ def sse(*events: Any, named: bool = True) -> list[bytes]:
     ]
 
 
-class Scripted:
+class Scripted(Listening):
     """Answers every request with `reply`: a whole answer if it is a dict, a stream if it is a list of pieces.
 
     Attributes:
@@ -37,6 +37,8 @@ class Scripted:
         cut: close the connection after the last piece, and do not end the answer.
     """
 
+    PATH = "/v1"
+
     def __init__(self) -> None:
         self.reply: Any = {}
         self.status = 200
@@ -44,22 +46,13 @@ class Scripted:
         self.hold: asyncio.Event | None = None
         self.cut = False
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        try:
-            yield
-        finally:
-            server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
-            self.requests.append((head.split(" ")[1], json.loads(await reader.readexactly(length))))
-            await self._answer(writer)
-            await writer.drain()
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = next(int(line[15:]) for line in head.split("\r\n") if line.lower().startswith("content-length:"))
+        self.requests.append((head.split(" ")[1], json.loads(await reader.readexactly(length))))
+        await self._answer(writer)
+        await writer.drain()
+        return False
 
     async def _answer(self, writer: asyncio.StreamWriter) -> None:
         head = f"HTTP/1.1 {self.status} X\r\nConnection: close\r\n"
@@ -111,7 +104,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 @pytest.fixture
 async def backend() -> AsyncIterator[Scripted]:
     scripted = Scripted()
-    async with scripted.running():
+    async with scripted:
         yield scripted
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headrace.testing import COMPLETION, serve
+from headrace.testing import COMPLETION, Listening, serve
 from headrace_routing import Plugin, polled
 from headrace_routing.config import MetricsConfig
 from headrace_routing.engine import Loads
@@ -21,7 +21,7 @@ from headrace_routing.poller import Poller
 CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
 
 
-class Engine:
+class Engine(Listening):
     """Answers chats, tells its metrics, and keeps who asked for them."""
 
     def __init__(self) -> None:
@@ -35,28 +35,19 @@ class Engine:
         self.asked = asyncio.Event()
         self.url = ""
 
-    @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[Engine]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            yield self
-        finally:
-            server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            if head.startswith("POST"):
-                self.chats += 1
-                self._answer(writer, b"application/json", COMPLETION)
-            else:
-                self.heads.append(head)
-                self.asked.set()
-                if self.metrics is None:
-                    await reader.read()
-                self._answer(writer, self.type, self.metrics or b"")
-            await writer.drain()
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        if head.startswith("POST"):
+            self.chats += 1
+            self._answer(writer, b"application/json", COMPLETION)
+        else:
+            self.heads.append(head)
+            self.asked.set()
+            if self.metrics is None:
+                await reader.read()
+            self._answer(writer, self.type, self.metrics or b"")
+        await writer.drain()
+        return False
 
     def _answer(self, writer: asyncio.StreamWriter, kind: bytes, body: bytes) -> None:
         head = b"HTTP/1.1 %s\r\nContent-Type: %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
@@ -80,7 +71,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_engines_are_asked_again_and_again_at_their_root_with_the_targets_key() -> None:
     async with (
-        Engine().listening() as engine,
+        Engine() as engine,
         serve(document(engine.url, interval=0.05), {"routing": Plugin}) as running,
     ):
         state = running.gateway.models.find("test").targets[0].state
@@ -94,7 +85,7 @@ async def test_engines_are_asked_again_and_again_at_their_root_with_the_targets_
 
 async def test_with_another_policy_nobody_is_asked() -> None:
     async with (
-        Engine().listening() as engine,
+        Engine() as engine,
         serve(document(engine.url, "least_busy", interval=0.05), {"routing": Plugin}) as running,
     ):
         assert polled(running.gateway) == []
@@ -110,7 +101,7 @@ async def test_an_engine_that_another_plugin_wants_to_hear_of_is_asked_whatever_
 async def test_when_the_gateway_stops_the_asking_stops_even_in_the_middle() -> None:
     engine = Engine()
     engine.metrics = None
-    async with engine.listening():
+    async with engine:
         async with serve(document(engine.url), {"routing": Plugin}):
             await engine.asked.wait()
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "routing-poller"]
@@ -135,7 +126,7 @@ async def polling(engine: Engine, **metrics: Any) -> AsyncIterator[tuple[Poller,
 
 async def test_a_failure_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "headrace.routing")
-    async with Engine().listening() as engine, polling(engine) as (poller, target):
+    async with Engine() as engine, polling(engine) as (poller, target):
         await poller.poll(target)
         engine.status = b"500 Oh"
         for _ in range(3):
@@ -164,7 +155,7 @@ async def test_whatever_an_engine_answers_what_it_said_before_is_kept(
     caplog: pytest.LogCaptureFixture, changes: dict[str, Any], words: str
 ) -> None:
     engine = Engine()
-    async with engine.listening():
+    async with engine:
         for name, value in changes.items():
             setattr(engine, name, value)
         async with polling(engine, timeout=0.2) as (poller, target):
@@ -175,7 +166,7 @@ async def test_whatever_an_engine_answers_what_it_said_before_is_kept(
 
 
 async def test_requests_go_where_the_engine_has_less_to_do() -> None:
-    async with Engine().listening() as idle, Engine().listening() as full:
+    async with Engine() as idle, Engine() as full:
         full.metrics = b"vllm:num_requests_running 40\n"
         whole = document(full.url, interval=0.05)
         whole["backends"]["idle"] = {"provider": "openai", "base_url": idle.url}
