@@ -360,6 +360,20 @@ async def test_a_plugins_header_that_cannot_be_sent_is_a_fault_of_the_gateway(
     assert [outcome.status for outcome in recorder.outcomes] == [500]
 
 
+@pytest.mark.parametrize("value", [b"a\r\nx-b: c", b"\0", "text", bytearray(b"a"), None])
+async def test_a_header_that_could_be_sent_before_is_looked_at_again(recorder: type[Recorder], value: Any) -> None:
+    class Changing(recorder):  # type: ignore[misc, valid-type]
+        @hookimpl
+        async def transform_request(self, exchange: Exchange) -> None:
+            exchange.response_headers += [(b"x-first", b"1"), (b"x-a", values.pop(0))]
+
+    values = [b"good", b"", value, b"good"]
+    async with running(Changing) as (_, client):
+        answers = [await client.post("/v1/chat/completions", json=CHAT) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 500, 200]
+    assert [answer.headers.get("x-a") for answer in answers] == ["good", "", None, "good"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_admit_holds_may_take_its_time_to_let_go_after_the_last_byte(stream: bool) -> None:
     released: list[bool] = []

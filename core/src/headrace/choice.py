@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from . import front as wire
-from .delivery import check_header
+from .delivery import check_headers
 from .dialects import OPENAI
 from .estimate import asked_tokens, choices
 from .exchange import Attempt, DeliveryName, Exchange, Headers, Target
@@ -158,8 +158,8 @@ def directions(attempt: Attempt, front: Front) -> Headers | str:
         sent = [*(pair for pair in sent if pair[0] not in names), *more]
     if request.edits and (len(exchange.body) > front.edit_bytes or exchange.header(wire.SPOOLED)):
         return f"nginx edits bodies up to {front.edit_bytes} bytes"
-    for name, value in exchange.response_headers:
-        check_header(exchange, name, value)
+    check_headers(exchange)
+    for name, _ in exchange.response_headers:
         if name.decode("latin-1") not in front.response_headers:
             return f"nginx does not add the header {name.decode('latin-1')!r} to answers"
     watch = b"hide" if request.hides_usage else b"usage" if exchange.wants_usage else b"end" * exchange.streaming

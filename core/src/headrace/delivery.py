@@ -204,8 +204,7 @@ def head(exchange: Exchange, headers: Headers) -> Headers:
     Raises:
         PluginFault: a plugin's header cannot be sent.
     """
-    for name, value in exchange.response_headers:
-        check_header(exchange, name, value)
+    check_headers(exchange)
     named = next((value for name, value in headers if name == b"connection"), b"")  # RFC 9110, 7.6.1
     hop = frozenset(part.strip().lower() for part in named.split(b",")) if named else frozenset()
     kept = [
@@ -234,9 +233,31 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def check_header(exchange: Exchange, name: object, value: object) -> None:
-    if isinstance(name, bytes) and isinstance(value, bytes) and _NAME.fullmatch(name) and not _UNSENDABLE.search(value):
+_PLAIN = frozenset((bytes,))
+MOST_KNOWN = 1000
+_known: set[bytes] = set()
+"""Names that can be sent; plugins have few."""
+
+
+def check_headers(exchange: Exchange) -> None:
+    """Whether what plugins add can be sent: all at once, for they are nearly always. Raises PluginFault."""
+    headers = exchange.response_headers
+    if not headers:
         return
-    exchange.response_headers.clear()  # the error's own answer goes out without them
-    cause = ValueError(f"{name!r}: {value!r} cannot be sent: give plain bytes")
-    raise PluginFault("headrace", "response_headers", cause)
+    names, values = zip(*headers, strict=True)
+    plain = _PLAIN.issuperset(map(type, names + values))
+    if plain and _known.issuperset(names) and not _UNSENDABLE.search(b"".join(values)):
+        return
+    for name, value in headers:
+        if not _is_sendable(name, value):
+            headers.clear()  # the error's own answer goes out without them
+            cause = ValueError(f"{name!r}: {value!r} cannot be sent: give plain bytes")
+            raise PluginFault("headrace", "response_headers", cause)
+    if len(_known) < MOST_KNOWN:
+        _known.update(names)
+
+
+def _is_sendable(name: object, value: object) -> bool:
+    if not (isinstance(name, bytes) and isinstance(value, bytes)):
+        return False
+    return _NAME.fullmatch(name) is not None and _UNSENDABLE.search(value) is None

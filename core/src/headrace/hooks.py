@@ -14,7 +14,7 @@ from .exchange import Attempt, Exchange, Outcome, Principal, Reply, Target
 from .limits import Standing
 from .registry import Hook
 from .streaming import Tap, Taps
-from .timelimit import begun, time_limit, within
+from .timelimit import Rest, time_limit, within
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -270,9 +270,12 @@ class Hooks:
         """Tell everybody: what one of them does, or does not get done in time, is no matter of the others."""
         for name, call in calls:
             try:
-                rest = begun(call(*arguments))
-                if rest is not None:
-                    await within(NOTIFY_SECONDS, rest)
+                work = call(*arguments)
+                try:
+                    waited_for = work.send(None)
+                except StopIteration:
+                    continue
+                await within(NOTIFY_SECONDS, Rest(work, waited_for))
             except (Exception, asyncio.CancelledError) as error:
                 if is_own_cancellation(error):
                     raise

@@ -103,14 +103,6 @@ async def in_thread(work: Callable[[], T], seconds: float) -> T:
         return await done
 
 
-def begun(work: Coroutine[Any, Any, None]) -> Rest | None:
-    """Do what can be done at once: the rest, if it waits for something. Work that waits for nothing needs no timer."""
-    try:
-        return Rest(work, work.send(None))
-    except StopIteration:
-        return None
-
-
 async def within(seconds: float, rest: Rest) -> None:
     """Await for so long and no longer. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
@@ -118,7 +110,7 @@ async def within(seconds: float, rest: Rest) -> None:
 
 
 class Rest:
-    """A coroutine whose first step is done."""
+    """A coroutine whose first step is done: work that waits for nothing needs no timer, and is over by then."""
 
     __slots__ = ("_waited_for", "_work")
 
