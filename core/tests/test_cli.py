@@ -39,7 +39,8 @@ BROKEN_PLUGINS = "[plugins.nowhere]\n[plugins.openai]\ncolour = 1\n"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and nothing in the environment that names a configuration."""
+    """An empty working directory, nothing in the environment that names a configuration, and no plugin's commands."""
+    monkeypatch.setattr(main, "commands", dict(main.commands))
     for name in ("HEADRACE_CONFIG", "HEADRACE_KEY", "HEADRACE_LOG_LEVEL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -85,6 +86,28 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 def test_help_says_that_plugins_add_commands_when_there_is_no_configuration() -> None:
     assert "give --config to see them" in headrace("--help").stdout
+
+
+KEYS = WORKING + "[plugins.keys]\n"
+
+
+def test_help_lists_the_commands_of_plugins_wherever_the_configuration_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = configured(KEYS)
+    for given in (["--config", name, "--help"], ["--help", "--config", name], [f"--config={name}", "--help"]):
+        assert re.search("^  keys  ", headrace(*given).stdout, re.M), given
+    monkeypatch.setenv("HEADRACE_CONFIG", name)
+    assert re.search("^  keys  ", headrace("--help").stdout, re.M)
+
+
+def test_help_tells_why_commands_of_plugins_are_missing() -> None:
+    said = headrace("--config", configured(BROKEN), "--help").stdout
+    assert "gateway.toml has problems: see `headrace config check`" in " ".join(said.split())
+
+
+def test_a_command_of_a_plugin_that_is_not_switched_on_says_so() -> None:
+    result = headrace("--config", configured(WORKING), "keys", "list")
+    assert result.exit_code == 2
+    assert "gateway.toml does not switch the plugin on: [plugins.keys]" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("text", [BROKEN, BROKEN_PLUGINS, "[", None])

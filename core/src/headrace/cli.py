@@ -15,6 +15,7 @@ from .errors import ConfigError, GatewayError, HeadraceError
 if TYPE_CHECKING:
     from .gateway import Gateway
 
+ENVIRONMENT = "HEADRACE_CONFIG"
 PLACES = ("headrace.toml", "conf/headrace.toml", "/etc/headrace/headrace.toml")
 """Where the configuration is looked for when neither --config nor HEADRACE_CONFIG names it."""
 
@@ -49,7 +50,7 @@ def config_path(context: click.Context) -> Path:
     Raises:
         click.ClickException: there is none.
     """
-    given: str | None = context.find_root().params.get("config")
+    given: str | None = context.find_root().params.get("config") or os.environ.get(ENVIRONMENT)
     if given:
         return Path(given)
     for place in PLACES:
@@ -80,8 +81,10 @@ class Commands(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         try:
             self._add_plugin_commands(context)
-        except (HeadraceError, click.ClickException):
-            context.meta["headrace.incomplete"] = True
+        except HeadraceError:
+            context.meta["headrace.incomplete"] = f"{config_path(context)} has problems: see `headrace config check`."
+        except click.ClickException:
+            context.meta["headrace.incomplete"] = "give --config to see them."
         return sorted(self.commands)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
@@ -92,12 +95,22 @@ class Commands(click.Group):
                 raise Refused(error) from error
             except click.ClickException as error:
                 raise click.UsageError(f"no such command {name!r}; {error.message}", context) from error
+            self._say_if_left_out(context, name)
         return self.commands.get(name)
 
+    def _say_if_left_out(self, context: click.Context, name: str) -> None:
+        """Of a plugin that is there and not used. Raises click.UsageError."""
+        from .discovery import installed
+
+        if name not in self.commands and name in installed():
+            where = config_path(context)
+            raise click.UsageError(f"no such command {name!r}: {where} does not switch the plugin on: [plugins.{name}]")
+
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        if context.meta.get("headrace.incomplete"):
+        why = context.meta.get("headrace.incomplete")
+        if why:
             formatter.write_paragraph()
-            formatter.write_text("Plugins add commands of their own: give --config to see them.")
+            formatter.write_text(f"Plugins add commands of their own: {why}")
 
     def _add_plugin_commands(self, context: click.Context) -> None:
         if not context.find_root().meta.get("headrace.commands"):
@@ -123,7 +136,9 @@ def _config_first(arguments: Sequence[str]) -> list[str]:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headrace", message="headrace %(version)s")
-@click.option("-c", "--config", envvar="HEADRACE_CONFIG", metavar="FILE", help="The configuration file (TOML).")
+@click.option(
+    "-c", "--config", envvar=ENVIRONMENT, is_eager=True, metavar="FILE", help="The configuration file (TOML)."
+)
 def main(config: str | None) -> None:
     """Headrace: an OpenAI-compatible gateway for self-hosted LLMs.
 

@@ -81,6 +81,18 @@ async def test_it_shows_and_clears_a_running_gateway(cached: Any, chat: Any, com
         assert (await gateway.ask(chat)).headers["x-cache"] == "miss"
 
 
+async def test_what_the_command_has_cleared_takes_no_memory(
+    cached: Any, chat: Any, command: Any, there: Any, until: Any
+) -> None:
+    async with cached(there) as gateway:
+        await gateway.ask(chat)
+        assert gateway.desk.memory.held["test"].entries == 1
+        await command("clear")
+        await gateway.ask({**chat, "seed": 1})
+        await until(lambda: gateway.desk.memory.held["test"].entries == 1)  # within a second
+        assert gateway.counts().bytes == gateway.desk.memory.held["test"].bytes
+
+
 async def test_it_says_in_one_line_what_is_wrong(command: Any) -> None:
     ended = await command("stats")
     assert ended.code == 1 and ended.err.startswith("Error: no gateway with this configuration runs")

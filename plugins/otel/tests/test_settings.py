@@ -33,6 +33,7 @@ def found(**settings: Any) -> Collector:
         ({"traces": False, "capture_content": True}, "needs traces = true"),
         ({"redact": ["("]}, "is not a regular expression"),
         ({"redact": ["a*"]}, "matches the empty text"),
+        ({"redact": ["(a+)+$"]}, "can take for ever"),
         ({"headers": {"a b": "1"}}, "is not the name of a header"),
         ({"headers": {"key": "a\nb"}}, "cannot be sent"),
     ],

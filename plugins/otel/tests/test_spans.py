@@ -47,6 +47,14 @@ async def test_a_request_has_the_attributes_of_the_conventions(traced: Any, coll
     }
 
 
+async def test_an_answer_from_a_cache_is_told(traced: Any, collector: Any) -> None:
+    async with traced(plugins={"cache": {}}) as gateway:
+        for _ in range(2):
+            await gateway.ask(temperature=0)
+    assert [span.attributes.get("headrace.source") for span in collector.server_spans()] == [None, "cache"]
+    assert len(collector.client_spans()) == 1
+
+
 async def test_a_try_has_the_attributes_of_the_conventions(traced: Any, collector: Any) -> None:
     async with traced() as gateway:
         await gateway.ask()

@@ -50,6 +50,7 @@ class Desk:
         self.memory, self.shared = memory, shared
         self._flights: dict[Key, Flight] = {}
         self.room = Room(config.memory_bytes)
+        self._swept = marks.seen
 
     # --- what the plugin asks --------------------------------------------------------------------------------------
 
@@ -90,9 +91,17 @@ class Desk:
     def standing(self, worker: int) -> Standing:
         """How this process stands."""
         memory, shared = self.memory, self.shared
+        self._let_go()
         self._tally.see(memory.held if memory is not None else {})
         server = None if shared is None else "up" if shared.up else "down"
         return Standing(worker, os.getpid(), memory.most if memory is not None else None, server, self._tally.models)
+
+    def _let_go(self) -> None:
+        """What somebody has cleared takes no memory any more."""
+        self._marks.of("")
+        if self._swept != self._marks.seen and self.memory is not None:
+            self.memory.sweep()
+        self._swept = self._marks.seen
 
     async def clear(self, model: str | None) -> bool:
         """Forget everything, or everything of a model: at once in all workers, and at the server, if it answers:

@@ -38,6 +38,11 @@ class Marks:
         self._seen: tuple[int, int, int] | None = None
         self._epochs = Epochs()
 
+    @property
+    def seen(self) -> tuple[int, int, int] | None:
+        """Another one after each clearing."""
+        return self._seen
+
     def of(self, model: str) -> tuple[str, str]:
         """The present epoch of a model: one look at the file's time."""
         try:

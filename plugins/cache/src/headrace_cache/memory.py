@@ -121,6 +121,14 @@ class Memory(BaseCache):  # type: ignore[misc]
             shelf.pop(key, None)
         return len(gone)
 
+    def sweep(self) -> None:
+        """Forget what has been cleared, by whomever."""
+        shelf = self._shelf
+        found = [(key, shelf.peek(key)) for key in list(shelf)]
+        for key, entry in found:
+            if entry is not None and entry.epoch != self._epoch(entry.model):
+                shelf.pop(key, None)
+
     # --- as aiocache has it ----------------------------------------------------------------------------------------
 
     async def _get(self, key: str, encoding: str | None = "utf-8", _conn: object = None) -> Entry | None:

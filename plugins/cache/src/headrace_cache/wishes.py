@@ -12,7 +12,7 @@ from headrace.exchange import Exchange
 
 HEADER = b"x-headrace-cache"
 Word = Literal["on", "off", "refresh"]
-FORMS = "write on, off or refresh, and a time to live if you like: 'on; ttl=60'"
+FORMS = "write on, off or refresh, and if you like for how many seconds, 1 to 9999999: 'on; ttl=60'"
 _OWN = re.compile(r"\s*(on|off|refresh)\s*(?:;\s*ttl\s*=\s*([1-9]\d{0,6})\s*)?", re.ASCII | re.IGNORECASE)
 _DIRECTIVE = re.compile(r"\s*([\w-]+)\s*(?:=\s*\"?(\d{1,12})\"?)?\s*", re.ASCII)
 

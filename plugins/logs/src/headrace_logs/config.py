@@ -95,7 +95,7 @@ def _check_path(name: str, path: str | None) -> None:
 
 
 def _check_patterns(patterns: tuple[str, ...]) -> None:
-    from .own import compiled
+    from headrace.expressions import compiled
 
     for pattern in patterns:
         try:

@@ -39,6 +39,7 @@ class Kinds:
             model and model.name,
             peek and peek.stream,
             outcome.target,
+            outcome.source,
             outcome.status,
             outcome.attempts,
             outcome.delivery_reason,

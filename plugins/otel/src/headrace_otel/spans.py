@@ -75,6 +75,7 @@ def _request_template(exchange: Exchange, outcome: Outcome, kind: Kind) -> bytes
         "error.type": error,
         "headrace.target": outcome.target,
         "headrace.attempts": outcome.attempts,
+        "headrace.source": "cache" if outcome.source == "cache" else None,
         "headrace.delivery": told,
         "headrace.delivery.reason": outcome.delivery_reason or None,
     }

@@ -10,11 +10,12 @@ HOUR = 3_600_000
 DAY = 24 * HOUR
 UNITS = {"s": 1000, "m": 60_000, "h": HOUR, "d": DAY, "w": 7 * DAY}
 LONGEST = 36_500 * DAY
+_SPAN = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
 
 
 def span(text: str) -> int:
     """`90d`, `12h`, …: a number and a unit (s, m, h, d, w), in milliseconds. Raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text.strip(), re.ASCII)
+    match = _SPAN.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text[:40]!r} is no time: write a number and s, m, h, d or w, for instance 90d")
     found = int(match[1]) * UNITS[match[2]]
@@ -28,7 +29,7 @@ def moment(text: str, now: int) -> int:
 
     What is a day ago or longer begins at a full hour: then summaries can answer.
     """
-    if not re.match(r"[0-9]{4}-", text.strip()):
+    if _SPAN.fullmatch(text.strip()):
         back = span(text)
         return (now - back) // HOUR * HOUR if back >= DAY else now - back
     try:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from headrace_logs.own import MOST_CHARACTERS, compiled
+from headrace.expressions import MOST_CHARACTERS, compiled
 
 
 @pytest.mark.parametrize(
