@@ -23,6 +23,7 @@ HELLO = [{"role": "user", "content": "hi"}]
 EVERY_PLUGIN = """
 [plugins.queue]
 max_concurrency = 100
+[plugins.cache]
 [plugins.breaker]
 failures = 1000
 error_rate = 0
