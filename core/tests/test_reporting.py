@@ -28,7 +28,7 @@ def front_at(directory: Path, mark: str = "s-d") -> Path:
 async def reporting(tmp_path: Path) -> Any:
     """A Reporting by itself, with a front that the disk tells of."""
     front_at(tmp_path)
-    made = Reporting(tmp_path, 0, 3600.0)
+    made = Reporting(tmp_path, 0)
     made.open()
     yield made
     made.close()
@@ -85,7 +85,7 @@ async def test_seats_do_not_grow_without_end(reporting: Reporting) -> None:
 
 async def test_a_worker_of_the_core_for_which_nginx_has_no_address_has_no_seats(tmp_path: Path) -> None:
     front_at(tmp_path)
-    third = Reporting(tmp_path, 2, 1.0)
+    third = Reporting(tmp_path, 2)
     third.open()
     assert third.seat(b"s-d 1") is None
     third.close()
@@ -93,7 +93,7 @@ async def test_a_worker_of_the_core_for_which_nginx_has_no_address_has_no_seats(
 
 async def test_each_worker_of_the_core_listens_at_its_own_address(tmp_path: Path) -> None:
     front_at(tmp_path)
-    workers = [Reporting(tmp_path, number, 1.0) for number in range(2)]
+    workers = [Reporting(tmp_path, number) for number in range(2)]
     for each in workers:
         each.open()
         assert each.seat(b"s-d 1") is not None
@@ -104,7 +104,7 @@ async def test_each_worker_of_the_core_listens_at_its_own_address(tmp_path: Path
 
 async def test_an_address_that_cannot_be_had_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wire.write(tmp_path / wire.FRONT_FILE, wire.Front("s-d", frozenset(), 1, (f"unix:{tmp_path}/none/r.sock",)))
-    made = Reporting(tmp_path, 0, 1.0)
+    made = Reporting(tmp_path, 0)
     made.open()
     assert [made.seat(b"s-d 1"), made.seat(b"s-d 1"), made.seat(b"s-d 2")] == [None] * 3
     made.close()
@@ -115,7 +115,7 @@ async def test_an_address_that_cannot_be_had_is_told_once(tmp_path: Path, caplog
 async def test_closing_leaves_no_socket_and_no_timer(tmp_path: Path) -> None:
     front_at(tmp_path)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    made = Reporting(tmp_path, 0, 1.0)
+    made = Reporting(tmp_path, 0)
     made.open()
     assert made.seat(b"s-d 1") is not None
     made.close()

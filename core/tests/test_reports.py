@@ -283,6 +283,18 @@ async def test_what_a_worker_had_is_lost_the_moment_it_ends(
         other.wait()
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system does not tell when a process ends")
+async def test_an_open_stream_wakes_the_core_every_ten_seconds_and_not_more_often(
+    fronted: Fronted, recorder: Any, backend: FakeBackend
+) -> None:
+    async with fronted(backend.config(), {"r": recorder}) as nginx:
+        await nginx.ask(STREAM, A)
+        sweep = nginx.gateway.reporting._sweep
+        assert 9.0 < sweep.when() - asyncio.get_running_loop().time() <= 10.0
+        await nginx.report(A, watched=[{"events": 1, "size": 1}])
+        assert (await recorder.outcome()).completed
+
+
 @pytest.mark.parametrize("told", [False, True])
 async def test_without_word_of_a_workers_end_it_is_looked_for(
     fronted: Fronted, recorder: Any, backend: FakeBackend, often: None, monkeypatch: pytest.MonkeyPatch, told: bool

@@ -45,7 +45,7 @@ class Foundation:
         from .reporting import Reporting
 
         if self._reporting is None:
-            self._reporting = Reporting(self._runtime_dir, self._worker, 0.0)
+            self._reporting = Reporting(self._runtime_dir, self._worker)
         return self._reporting
 
     @contextlib.asynccontextmanager

@@ -67,15 +67,15 @@ class Reporting:
     """One per gateway; made without I/O, opened by `open`.
 
     Attributes:
-        timeout: seconds after which a report is overdue.
+        timeout: seconds after which a report is overdue; said before `open`, and perhaps again.
         lost: requests whose report never came.
         unknown: reports of requests that nobody here waits for.
     """
 
-    def __init__(self, runtime_dir: Path, worker: int, timeout: float) -> None:
+    def __init__(self, runtime_dir: Path, worker: int) -> None:
         self._front_file = runtime_dir / wire.FRONT_FILE
         self._worker = worker
-        self.timeout = timeout
+        self.timeout = 0.0
         self._front: wire.Front | None = None
         self._seats: dict[bytes, Seat] = {}
         self._pending: dict[str, Pending] = {}
@@ -83,7 +83,8 @@ class Reporting:
         self._refused: set[str] = set()
         self._looked = float("-inf")
         self._sweep: asyncio.TimerHandle | None = None
-        self._sweep_seconds = max(SWEEP_SECONDS, min(timeout / 10, DEADLINES_SECONDS))
+        self._all_tell = True
+        """Whether the system tells when a worker ends, of all that we have seen."""
         self.lost = 0
         self.unknown = 0
 
@@ -118,7 +119,7 @@ class Reporting:
         if seat.end is not None:
             self._loop.add_reader(seat.end, self._has_ended, seat)
         elif seat.visible:
-            self._sweep_seconds = SWEEP_SECONDS
+            self._all_tell = False
         return seat
 
     def _leave(self, mark: bytes) -> None:
@@ -166,7 +167,7 @@ class Reporting:
         pending = Pending(self._loop.create_future(), self._loop.time() + seconds, pid)
         self._pending[key] = pending
         if self._sweep is None:
-            self._sweep = self._loop.call_later(self._sweep_seconds, self._look_after)
+            self._sweep = self._sweep_later()
         return pending
 
     def forget(self, key: str) -> None:
@@ -234,8 +235,12 @@ class Reporting:
 
     def _look_after(self) -> None:
         """Give up waiting for what is overdue, and for what an nginx worker took with it into its grave."""
-        self._sweep = self._loop.call_later(self._sweep_seconds, self._look_after) if self._pending else None
+        self._sweep = self._sweep_later() if self._pending else None
         self._give_up({seat.pid for seat in self._gone()})
+
+    def _sweep_later(self) -> asyncio.TimerHandle:
+        longest = DEADLINES_SECONDS if self._all_tell else SWEEP_SECONDS
+        return self._loop.call_later(max(SWEEP_SECONDS, min(self.timeout / 10, longest)), self._look_after)
 
     def _has_ended(self, seat: Seat) -> None:
         """A worker is gone; what it has said until then may not have been read yet."""
