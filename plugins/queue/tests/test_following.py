@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from headrace.errors import PluginError
 from headrace.exchange import Target
 from headrace.fleet import EngineLoad
-from headrace_queue.following import ANY_NUMBER, Followed
+from headrace_queue.following import ANY_NUMBER, Followed, following
 
 ROUTING: dict[str, Any] = {"openai": {}, "routing": {"metrics": {"interval": 3600}}}
 
@@ -83,6 +84,12 @@ def test_what_was_said_once_counts_once() -> None:
     engine = Engine(seats=10, most=8)
     engine.says(ours=3)
     assert not engine.followed.look()
+
+
+async def test_where_no_backend_follows_nobody_wakes_up_to_look() -> None:
+    before = asyncio.all_tasks()
+    async with following([], lambda name, slots: None):
+        assert asyncio.all_tasks() == before
 
 
 async def test_requests_wait_here_once_they_would_wait_in_the_engine(queued: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +15,7 @@ from headrace.estimate import answer_tokens
 from .admission import Admission, patience
 from .callers import Callers
 from .config import ClassConfig, QueueConfig
-from .following import follow
+from .following import following
 from .gate import Counts, Gate, Waiter
 from .lanes import Plan, check, followed, part, plan
 from .measures import Measures
@@ -57,13 +55,8 @@ class Plugin:
     async def lifespan(self, gateway: Gateway) -> AsyncIterator[None]:
         self._plan = plan(self._config, gateway, self._split)  # here, because it is known by now which worker this is
         self._gate.groups = self._plan.groups
-        following = asyncio.create_task(follow(followed(self._config, gateway), self.set_capacity))
-        try:
+        async with following(followed(self._config, gateway), self.set_capacity):
             yield
-        finally:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
 
     @hookimpl
     def admit(self, exchange: Exchange) -> AbstractAsyncContextManager[None] | None:

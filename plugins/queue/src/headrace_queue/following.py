@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,8 +52,22 @@ class Followed:
         return self.slots != before
 
 
-async def follow(followed: Sequence[Followed], set_capacity: Callable[[str, int], None]) -> None:
-    """Give backends their slots, until cancelled."""
+@asynccontextmanager
+async def following(followed: Sequence[Followed], set_capacity: Callable[[str, int], None]) -> AsyncIterator[None]:
+    """Gives backends their slots meanwhile. Where there are none that follow nobody wakes up to look."""
+    if not followed:
+        yield
+        return
+    looking = asyncio.create_task(_look(followed, set_capacity))
+    try:
+        yield
+    finally:
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking
+
+
+async def _look(followed: Sequence[Followed], set_capacity: Callable[[str, int], None]) -> None:
     while True:
         for each in followed:
             if each.look():
