@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
+from headrace.testing import free_port
 from headrace_embedded.fetch import fetch
 from headrace_embedded.weights import SMOLLM2
 
 from .backends import chunked, fake_backend, raw_backend, whole
-from .processes import SKIPPED, Launched, free_port, need, process_tree, still_there, until
+from .processes import SKIPPED, Launched, need, process_tree, still_there, until
 from .stack import Answer, Route, Stack
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -51,12 +50,6 @@ def until(condition: Callable[[], Any], what: str = "it", seconds: float = 30.0)
         assert time.monotonic() < end, f"{what} did not happen within {seconds:g} s"
         time.sleep(0.002)
     return said
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def process_tree(root: int) -> dict[int, str]:

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from headrace.cli import main
-from headrace.testing import FakeBackend
+from headrace.testing import FakeBackend, free_port
 
 PATIENCE = 60.0
 WORKING = '[server]\nlisten = "127.0.0.1:0"\nanonymous = true\n[plugins.openai]\n'
@@ -36,11 +36,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def configured(text: str) -> str:
     Path("gateway.toml").write_text(text, "utf-8")
     return "gateway.toml"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from headrace.gateway import Gateway
 from headrace.keeper import MARK, STARTED, trouble_at
 from headrace.settings import parse
 from headrace.sockets import held
+from headrace.testing import free_port
 
 PATIENCE = 30.0
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, or relies on prctl")
@@ -67,12 +68,6 @@ def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):  # a zombie that nobody has waited for is not alive
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Yard:

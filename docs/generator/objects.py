@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from headrace import config, dialects, exchange, gateway, models, providers, streaming, supervisor, testing
@@ -43,7 +44,7 @@ def page() -> str:
     for title, classes in GROUPS.items():
         parts.append(f"\n## {title}\n")
         parts.extend(_class(cls) for cls in classes)
-    parts.append(_serve())
+    parts += [_helper(each) for each in (testing.serve, testing.free_port)]
     return "".join(parts)
 
 
@@ -117,6 +118,6 @@ def _method(node: Any) -> str:
     return f"\n```python\n{manager}{signature(node)}: ...\n```\n" + (f"\n{prose(doc)}\n" if doc else "")
 
 
-def _serve() -> str:
-    node = function_node(inspect.unwrap(testing.serve))
-    return f"\n### serve\n\n`from headrace.testing import serve`\n{_method(node)}"
+def _helper(function: Callable[..., object]) -> str:
+    node = function_node(inspect.unwrap(function))
+    return f"\n### {node.name}\n\n`from headrace.testing import {node.name}`\n{_method(node)}"

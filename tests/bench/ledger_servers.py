@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .targets import PACKAGES, Failed, free_port
+from headrace.testing import free_port
+
+from .targets import PACKAGES, Failed
 
 START_SECONDS = 60.0
 PASSWORD = "bench"

@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
+from headrace.testing import free_port
+
 from . import answers
 from .peers import PEERS, Peer
-from .targets import Endpoint, Failed, Site, Start, free_port, ready, running
+from .targets import Endpoint, Failed, Site, Start, ready, running
 
 KEY = "sk-bench-1234"
 LITELLM_LOG = """\

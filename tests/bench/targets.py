@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from headrace.errors import HeadraceError
+from headrace.testing import free_port
 from headrace_nginx.binary import probe
 from headrace_nginx.building import build
 
@@ -297,10 +297,3 @@ def said(site: Site) -> str:
     """The last line a target wrote to stderr."""
     lines = (site.folder / "stderr.txt").read_text("utf-8", "replace").split("\n")
     return next((line.strip()[-500:] for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,7 +14,9 @@ from typing import Any, cast
 
 import httpx
 
-from ..processes import free_port, need, process_tree, until
+from headrace.testing import free_port
+
+from ..processes import need, process_tree, until
 from ..stack import Stack
 from .asking import Caller
 from .vllm import ENVIRONMENT, NAME, START_SECONDS, counted, leave_a_cpu

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,18 +19,12 @@ import openai
 import pytest
 
 from headrace.providers import Health
-from headrace.testing import Running, serve
+from headrace.testing import Running, free_port, serve
 
 PYTHON, MODEL = os.environ.get("HEADRACE_MLX_PYTHON", ""), os.environ.get("HEADRACE_MLX_MODEL", "")
 pytestmark = pytest.mark.skipif(not (PYTHON and MODEL), reason="HEADRACE_MLX_PYTHON and HEADRACE_MLX_MODEL name none")
 PATIENCE = 120.0
 ASKED: Any = [{"role": "user", "content": "hi"}]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

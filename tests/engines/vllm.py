@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 
-from ..processes import free_port, process_tree, still_there, until
+from headrace.testing import free_port
+
+from ..processes import process_tree, still_there, until
 
 NAME = "wheel"
 """What the model is called."""

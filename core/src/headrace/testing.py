@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
+import os
+import random
+import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -48,6 +53,34 @@ async def serve(document: Mapping[str, Any], plugins: Mapping[str, type[Any]] | 
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             async with gateway.running(), make_server(gateway).answering([listener]):
                 yield Running(url, gateway)
+
+
+PORTS = range(10_000, 32_000)
+"""Those that no system gives to connections unless it is told to."""
+
+
+def free_port() -> int:
+    """A port of the loopback for a server that is started a moment later.
+
+    No connection gets it meanwhile, no later call, and no other process of pytest-xdist.
+
+    Raises:
+        OSError: all of them are taken.
+    """
+    for port in itertools.islice(_ports(), len(PORTS)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("there is no free port")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """This process's share of them, again and again."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = PORTS[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+    start = random.randrange(len(share))  # noqa: S311 (nothing secret)
+    return itertools.cycle((*share[start:], *share[:start]))
 
 
 class Listening:

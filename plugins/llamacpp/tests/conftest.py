@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from headrace.testing import free_port
 from headrace_llamacpp import EngineConfig
 from headrace_llamacpp.command import environment, serve_command
 
@@ -34,12 +35,6 @@ def until(condition: Callable[[], Any], what: str = "it") -> Any:
         assert time.monotonic() < deadline, f"{what} did not happen in time"
         time.sleep(0.01)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

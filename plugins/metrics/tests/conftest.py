@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -114,12 +113,6 @@ async def poll(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
-def take_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def scraped() -> type[Scrape]:
     return Scrape
@@ -135,11 +128,6 @@ def measured() -> Any:
 @pytest.fixture(scope="session")
 def until() -> Any:
     return poll
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    return take_port
 
 
 @pytest.fixture(scope="session")

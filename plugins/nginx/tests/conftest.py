@@ -23,6 +23,7 @@ import pytest
 from headrace.errors import HeadraceError
 from headrace.gateway import Gateway
 from headrace.settings import parse
+from headrace.testing import free_port
 from headrace_nginx.binary import probe
 from headrace_nginx.building import CannotBuild, build
 from headrace_nginx.service import Service
@@ -246,17 +247,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    return find
-
-
-@pytest.fixture(scope="session")
-def make_service(free_port: Callable[[], int]) -> Callable[..., Service]:
+def make_service() -> Callable[..., Service]:
     """nginx's side of a gateway whose state lies in `folder`. Keywords are `[plugins.nginx]`."""
 
     def make(folder: Path, server: Mapping[str, Any] | None = None, **options: Any) -> Service:

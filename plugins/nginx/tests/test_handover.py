@@ -18,6 +18,7 @@ from headrace.exchange import Target
 from headrace.front import Front, Lane
 from headrace.gateway import Gateway
 from headrace.settings import parse
+from headrace.testing import free_port
 from headrace_nginx import NginxConfig, handover, service
 from headrace_nginx.binary import Platform
 from headrace_nginx.handover import Handover
@@ -259,7 +260,7 @@ MODELS = {"backends": {"b": {**BACKEND, "api_key": "sk-backend"}}, "models": {"m
 
 
 @pytest.fixture
-def install(binary: str, tmp_path: Path, free_port: Callable[[], int]) -> Callable[..., service.Service]:
+def install(binary: str, tmp_path: Path) -> Callable[..., service.Service]:
     """Installs nginx's files for a gateway, anew each time."""
     options = {"port": free_port(), "workers": 1, "worker_connections": 64, "binary": binary}
 

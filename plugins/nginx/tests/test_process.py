@@ -20,6 +20,7 @@ import pytest
 
 from headrace.errors import HeadraceError, PluginError
 from headrace.supervisor import Supervisor
+from headrace.testing import free_port
 from headrace_nginx.binary import Nginx
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -302,7 +303,7 @@ def test_the_environment_gives_the_port(tmp_path: Path) -> None:
 
 
 def test_plain_http_and_a_redirect_are_served(
-    binary: str, running: Callable[..., Any], tmp_path: Path, free_port: Callable[[], int], tools: Any
+    binary: str, running: Callable[..., Any], tmp_path: Path, tools: Any
 ) -> None:
     with running(tmp_path / "plain", binary=binary, tls=False) as front:
         arrived = dict(map(tuple, front.ask().json()["headers"]))

@@ -19,6 +19,7 @@ from headrace.config import BackendConfig
 from headrace.errors import ConfigError, HeadraceError, envelope
 from headrace.gateway import Gateway
 from headrace.settings import parse
+from headrace.testing import free_port
 from headrace_nginx import NginxConfig, ThrottleConfig, answers, quoting
 from headrace_nginx.binary import PORTABLE, Platform
 from headrace_nginx.layout import Layout
@@ -54,7 +55,7 @@ def test_a_portable_rendering_has_no_path_of_this_machine() -> None:
 
 
 def test_every_option_together_is_accepted_by_the_real_nginx(
-    binary: str, make_service: Callable[..., Any], tmp_path: Path, free_port: Callable[[], int]
+    binary: str, make_service: Callable[..., Any], tmp_path: Path
 ) -> None:
     service = make_service(
         tmp_path / "with space",

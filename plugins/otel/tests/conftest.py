@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gzip
 import logging
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from headrace import hookimpl
 from headrace.errors import RateLimited
 from headrace.exchange import Exchange, Principal
-from headrace.testing import FakeBackend, Running, serve
+from headrace.testing import FakeBackend, Running, free_port, serve
 from headrace_otel import Plugin
 
 CHAT = {"model": "test", "messages": [{"role": "user", "content": "hi"}]}
@@ -234,9 +233,7 @@ def exporting_to() -> Callable[..., Any]:
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ import httpx
 import msgspec
 import pytest
 
+from headrace.testing import free_port
 from headrace_prefix import Status
 
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
@@ -42,12 +42,6 @@ port = {port}
 required = true
 tls = false
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def headrace(folder: Path, *arguments: str) -> asyncio.subprocess.Process:

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headrace.testing import FakeBackend
+from headrace.testing import FakeBackend, free_port
 from headrace_usage.place import postgres_place
 
 pytestmark = pytest.mark.alone
@@ -79,12 +78,6 @@ async def ask_on(port: int, answered: dict[str, float]) -> None:
                 answer = await client.post("/v1/chat/completions", json=CHAT)
                 answer.raise_for_status()
                 answered[answer.headers["x-request-id"]] = time.monotonic()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def written(config: Path, folder: Path, backend: str, more: str = "") -> int:

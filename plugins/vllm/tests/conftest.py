@@ -21,6 +21,7 @@ import pytest
 
 from headrace.gateway import Gateway
 from headrace.settings import parse
+from headrace.testing import free_port
 
 PATIENCE = 30.0
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -32,12 +33,6 @@ def until(condition: Callable[[], Any], what: str = "it") -> Any:
         assert time.monotonic() < deadline, f"{what} did not happen in time"
         time.sleep(0.01)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def alive(pid: int) -> bool:

@@ -29,6 +29,7 @@ from headrace.gateway import Gateway
 from headrace.offload import Report
 from headrace.settings import parse
 from headrace.sockets import bind_datagrams, bind_unix
+from headrace.testing import free_port
 from headrace_nginx.service import Service
 from headrace_openai.provider import OpenAIProvider
 
@@ -365,7 +366,7 @@ def binary(request: pytest.FixtureRequest, tools: Any) -> Kind:
 
 
 @pytest.fixture(scope="session")
-def staged(free_port: Callable[[], int], tools: Any) -> Callable[..., Any]:
+def staged(tools: Any) -> Callable[..., Any]:
     """A context: `with staged(folder, binary) as stage`. More backends as keywords, each with a model of its name."""
 
     @contextmanager

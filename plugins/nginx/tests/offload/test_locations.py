@@ -12,6 +12,7 @@ import pytest
 from headrace import front
 from headrace.gateway import Gateway
 from headrace.settings import parse
+from headrace.testing import free_port
 from headrace_nginx.binary import PORTABLE
 from headrace_nginx.commands import portable_text
 from headrace_nginx.config import NginxConfig
@@ -22,7 +23,7 @@ from headrace_nginx.service import Service
 
 
 @pytest.fixture
-def service_of(tmp_path: Path, binary: Any, free_port: Callable[[], int]) -> Callable[..., Service]:
+def service_of(tmp_path: Path, binary: Any) -> Callable[..., Service]:
     """nginx's side of a gateway with these backends, each with a model of its own."""
 
     def make(*backends: dict[str, Any], server: dict[str, Any] | None = None, **options: Any) -> Service:
@@ -40,9 +41,7 @@ def service_of(tmp_path: Path, binary: Any, free_port: Callable[[], int]) -> Cal
     return make
 
 
-def test_every_kind_of_backend_is_accepted(
-    service_of: Callable[..., Service], tmp_path: Path, free_port: Callable[[], int]
-) -> None:
+def test_every_kind_of_backend_is_accepted(service_of: Callable[..., Service], tmp_path: Path) -> None:
     own = service_of({"base_url": "http://127.0.0.1/v1"})
     own.install()  # makes a certificate to trust
     service = service_of(
