@@ -38,12 +38,12 @@ test: .venv/.installed-dev
 	    .venv/bin/pytest -q -n $(PROCESSES) --dist loadfile -m "not alone" $(WHOLE) && exit $$alone; }
 
 test-engines: .venv/.installed-dev
-	sh tests/setup.sh
+	sh tests/setup.sh engines
 	test -n "$$HEADRACE_VLLM_PYTHON" || sh tests/engines/setup.sh
 	.venv/bin/pytest tests/engines
 
 test-vllm: .venv/.installed-dev
-	sh tests/setup.sh
+	sh tests/setup.sh engines
 	test -n "$$HEADRACE_VLLM_PYTHON" || sh tests/engines/setup.sh
 	.venv/bin/pytest tests/engines/test_vllm_api.py tests/engines/test_vllm_launcher.py
 

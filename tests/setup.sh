@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the tests need beside Python: nginx with njs and its sources, a compiler, a browser, node, PostgreSQL, Prometheus,
-# Memcached, curl and openssl. Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
+# Memcached, curl and openssl; `sh tests/setup.sh engines`: also what vLLM compiles with. Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
 set -eu
 
 missing=""
@@ -36,6 +36,7 @@ case ",${HEADRACE_TEST_SKIP:-}," in *,prometheus,*) ;; *)
     need prometheus prometheus ;;
 esac
 case ",${HEADRACE_TEST_SKIP:-}," in *,memcached,*) ;; *) need memcached memcached ;; esac
+case "${1:-}" in engines) need c++ g++ ;; esac
 need curl curl
 need openssl openssl
 
