@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the tests need beside Python: nginx with njs and its sources, a compiler, a browser, node, PostgreSQL, Prometheus,
-# Memcached, curl and openssl; `sh tests/setup.sh engines`: also what vLLM compiles with. Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
+# Memcached, curl and openssl; `sh tests/setup.sh engines`: also what vLLM compiles with.
+# Debian's packages are installed where that is allowed; anywhere else one line says what is missing.
 set -eu
 
 missing=""
