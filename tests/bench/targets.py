@@ -80,7 +80,7 @@ def nginx(site: Site) -> Iterator[Endpoint]:
     """nginx alone, with one worker and nothing that is not needed to pass requests on."""
     program = shutil.which("nginx", path=PATH)
     if program is None:
-        raise Failed("it is not installed (Debian: apt install nginx nginx-dev gcc)")
+        raise Failed("it is not installed (Debian: apt install nginx nginx-dev gcc make)")
     port = free_port()
     (site.folder / "nginx.conf").write_text(_nginx_conf(site, port))
     command = [program, "-p", f"{site.folder}/", "-e", "error.log", "-c", "nginx.conf"]

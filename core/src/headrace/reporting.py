@@ -83,8 +83,6 @@ class Reporting:
         self._refused: set[str] = set()
         self._looked = float("-inf")
         self._sweep: asyncio.TimerHandle | None = None
-        self._all_tell = True
-        """Whether the system tells when a worker ends, of all that we have seen."""
         self.lost = 0
         self.unknown = 0
 
@@ -118,8 +116,6 @@ class Reporting:
         seat = self._seats[mark] = Seat(front, int(pid))
         if seat.end is not None:
             self._loop.add_reader(seat.end, self._has_ended, seat)
-        elif seat.visible:
-            self._all_tell = False
         return seat
 
     def _leave(self, mark: bytes) -> None:
@@ -239,7 +235,9 @@ class Reporting:
         self._give_up({seat.pid for seat in self._gone()})
 
     def _sweep_later(self) -> asyncio.TimerHandle:
-        longest = DEADLINES_SECONDS if self._all_tell else SWEEP_SECONDS
+        """Soon, if only looking tells when a worker ends."""
+        untold = any(seat.visible and seat.end is None for seat in self._seats.values())
+        longest = SWEEP_SECONDS if untold else DEADLINES_SECONDS
         return self._loop.call_later(max(SWEEP_SECONDS, min(self.timeout / 10, longest)), self._look_after)
 
     def _has_ended(self, seat: Seat) -> None:
